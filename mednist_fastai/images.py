@@ -7,8 +7,8 @@ __all__ = ['MAX_PIXELS', 'ImageError', 'ImageNotFoundError', 'NotAFileError', 'I
            'NotAnImageError', 'UnsupportedImageError', 'TruncatedImageError', 'ImageTooLargeError', 'open_image',
            'resize_image', 'load_image']
 
-# %% ../nbs/00_images.ipynb #9846c76e
-import os, re, stat
+# %% ../nbs/00_images.ipynb #576faa7a
+import errno, os, re, stat, struct
 from contextlib import contextmanager
 import numpy as np
 from PIL import Image
@@ -16,14 +16,14 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-# %% ../nbs/00_images.ipynb #ea1caef2
+# %% ../nbs/00_images.ipynb #c7b76d49
 class ImageError(Exception):
     "A file that did not become pixels: `path`, and `reason` in words"
     def __init__(self,
-        path, # The file as the caller named it
+        path:str|os.PathLike, # The file as the caller named it
         reason:str, # What was found
     ):
         super().__init__(path, reason) # both in `args`, so that the error survives the trip between processes
@@ -31,44 +31,20 @@ class ImageError(Exception):
 
     def __str__(self): return f'{self.path}: {self.reason}'
 
-# %% ../nbs/00_images.ipynb #da81c246
+# %% ../nbs/00_images.ipynb #8f4f44df
 class ImageNotFoundError(ImageError): "There is no such file"
 class NotAFileError(ImageError): "A folder, a pipe, a device: not a regular file"
 class ImagePermissionError(ImageError): "The file may not be read"
 class EmptyFileError(ImageError): "The file has 0 bytes"
+
+# %% ../nbs/00_images.ipynb #60df2307
 class NotAnImageError(ImageError): "The first bytes are of none of the formats read here"
 class UnsupportedImageError(ImageError): "A known format, of a kind that cannot be read here"
 class TruncatedImageError(ImageError): "A known format, cut short or damaged"
 class ImageTooLargeError(ImageError): "More than `MAX_PIXELS` pixels, or more than memory holds"
 
-# %% ../nbs/00_images.ipynb #3f9fad39
-def _is_bmp(head): return head[:2]==b'BM' and int.from_bytes(head[14:18], 'little') in (12, 16, 40, 52, 56, 64, 108, 124)
-
-_formats = {
-    'JPEG': (lambda h: h[:3]==b'\xff\xd8\xff', JpegImageFile),
-    'PNG':  (lambda h: h[:8]==b'\x89PNG\r\n\x1a\n', PngImageFile),
-    'TIFF': (lambda h: h[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), TiffImageFile),
-    'BMP':  (_is_bmp, BmpImageFile),
-    'GIF':  (lambda h: h[:6] in (b'GIF87a', b'GIF89a'), GifImageFile),
-    'WebP': (lambda h: h[:4]==b'RIFF' and h[8:12]==b'WEBP', WebPImageFile)}
-
-# %% ../nbs/00_images.ipynb #e6c385ee
-MAX_PIXELS = 64 * 2**20 # 8192 x 8192. The largest mammograms have about 25 million; decoded in colour this is 200 MB
-
-def _identify(f, path):
-    "The picture in open file `f`, with its header read and nothing decoded"
-    head = f.read(32)
-    for name,(is_it,cls) in _formats.items():
-        if is_it(head): break
-    else: raise NotAnImageError(path, f"not one of {', '.join(_formats)}: it starts with {head[:12]!r}")
-    f.seek(0)
-    im = cls(f)
-    w,h = im.size
-    if w*h > MAX_PIXELS: raise ImageTooLargeError(path, f'{w} x {h} pixels, the limit is {MAX_PIXELS:,} (mednist_fastai.images.MAX_PIXELS)')
-    return im
-
-# %% ../nbs/00_images.ipynb #09b84961
-_no_way = re.compile('unsupported|not supported|unknown|cannot handle|not yet|unrecognized', re.I)
+# %% ../nbs/00_images.ipynb #b4fe37f7
+_unsupported = re.compile('unsupported|not supported|not yet supported|cannot handle|unknown pixel mode', re.I)
 
 @contextmanager
 def _typed_errors(path):
@@ -79,8 +55,8 @@ def _typed_errors(path):
     except PermissionError as e: raise ImagePermissionError(path, 'no permission to read it') from e
     except (MemoryError, Image.DecompressionBombError) as e: raise ImageTooLargeError(path, f'too large to decode: {e}') from e
     except Exception as e: # anything: decoders raise what they like on bad bytes, and one bad file must not stop a run
-        if getattr(e, 'errno', None): raise ImageError(path, f'cannot be read: {e.strerror}') from e
-        if _no_way.search(str(e)): raise UnsupportedImageError(path, f'of a kind that cannot be read: {e}') from e
+        if getattr(e, 'errno', None) not in (None, errno.EINVAL): raise ImageError(path, f'cannot be read: {e.strerror}') from e
+        if _unsupported.search(str(e)): raise UnsupportedImageError(path, f'of a kind that cannot be read: {e}') from e
         raise TruncatedImageError(path, f'cut short or damaged: {e}') from e
 
 # %% ../nbs/00_images.ipynb #f6fde186
@@ -92,93 +68,149 @@ def _open_file(path):
     if not st.st_size: raise EmptyFileError(path, 'empty: 0 bytes')
     return open(path, 'rb')
 
-# %% ../nbs/00_images.ipynb #ab4e9811
+# %% ../nbs/00_images.ipynb #407930d9
+_tiff_sizes = {1:1, 2:1, 3:2, 4:4, 5:8, 6:1, 7:1, 8:2, 9:4, 10:8, 11:4, 12:8, 13:4, 16:8, 17:8, 18:8} # bytes of each TIFF type
+_tiff_needed = {256, 257, 258, 259, 262, 273, 277, 278, 279, 320, 322, 323, 324, 325, 338, 339, 347} # tags without which pixels can't be read
+
+def _open_tiff(f):
+    "The first page of a TIFF or BigTIFF, whose tags must be whole"
+    head,total = f.read(16),f.seek(0, 2)
+    bo,big = '<' if head[:1]==b'I' else '>', b'+' in head[2:4]
+    count,entry,offset = (bo+'Q', bo+'HHQ8s', bo+'Q') if big else (bo+'H', bo+'HHI4s', bo+'I')
+    def _read(fmt):
+        b = f.read(struct.calcsize(fmt))
+        if len(b)<struct.calcsize(fmt): raise EOFError('it ends inside its directory of tags')
+        return struct.unpack(fmt, b)
+    f.seek(struct.unpack_from(offset, head, 8 if big else 4)[0])
+    for _ in range(_read(count)[0]):
+        tag,kind,n,value = _read(entry)
+        size = n*_tiff_sizes.get(kind, 1)
+        if tag in _tiff_needed and size>len(value) and struct.unpack(offset, value)[0]+size > total: raise EOFError(f'it ends before the value of tag {tag}')
+        if tag==259 and (c:=struct.unpack_from(bo+'H', value)[0]) not in COMPRESSION_INFO: raise ValueError(f'unsupported compression {c}')
+    _read(offset) # where the next page is; also the end of this directory
+    f.seek(0)
+    return TiffImageFile(f)
+
+# %% ../nbs/00_images.ipynb #e10aadb1
+def _open_jpeg(f):
+    "A JPEG that is not filled up with zeros"
+    f.seek(-2, 2)
+    if f.read()==b'\0\0':
+        f.seek(0)
+        if not f.read().rstrip(b'\0').endswith(b'\xff\xd9'): raise ValueError('zeros where its end should be')
+    f.seek(0)
+    return JpegImageFile(f)
+
+# %% ../nbs/00_images.ipynb #3ce2d927
+def _is_bmp(head): return head[:2]==b'BM' and int.from_bytes(head[14:18], 'little') in (12, 16, 40, 52, 56, 64, 108, 124)
+
+_formats = dict(JPEG=(lambda h: h[:3]==b'\xff\xd8\xff', _open_jpeg),
+    PNG=(lambda h: h[:8]==b'\x89PNG\r\n\x1a\n', PngImageFile),
+    TIFF=(lambda h: h[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), _open_tiff),
+    BMP=(_is_bmp, BmpImageFile),
+    GIF=(lambda h: h[:6] in (b'GIF87a', b'GIF89a'), GifImageFile),
+    WebP=(lambda h: h[:4]==b'RIFF' and h[8:12]==b'WEBP', WebPImageFile))
+
+# %% ../nbs/00_images.ipynb #cb0b7709
+MAX_PIXELS = 64 * 2**20 # 8192 x 8192, 200 MB when decoded in colour. A large mammogram has about 25 million
+
+def _identify(f, path):
+    "The picture in open file `f`, its header read and nothing decoded"
+    head = f.read(32)
+    for is_it,opener in _formats.values():
+        if is_it(head): break
+    else: raise NotAnImageError(path, f"not one of {', '.join(_formats)}: it starts with {head[:12]!r}")
+    f.seek(0)
+    im = opener(f)
+    w,h = im.size
+    if w*h > MAX_PIXELS: raise ImageTooLargeError(path, f'{w} x {h} pixels, more than MAX_PIXELS ({MAX_PIXELS:,})')
+    return im
+
+# %% ../nbs/00_images.ipynb #af28cc46
 def _scale(a, path):
-    "Samples `a` as uint8: the range of its finite values becomes 0..255"
-    a = np.asarray(a, dtype=np.float64) # the span of 32-bit values does not fit in 32 bits
+    "Samples `a` as uint8: the range of the finite ones becomes 0..255"
+    a = np.asarray(a, dtype=np.float64) # a span of 32-bit values does not fit in 32 bits
     ok = np.isfinite(a)
     if not ok.any(): raise UnsupportedImageError(path, 'it holds no finite value')
     lo,hi = a.min(where=ok, initial=np.inf),a.max(where=ok, initial=-np.inf)
     a = (a-lo)*255/(hi-lo) if hi>lo else np.where(ok, 0, a)
     return np.rint(np.nan_to_num(a, nan=0, posinf=255, neginf=0)).astype(np.uint8)
 
-# %% ../nbs/00_images.ipynb #cea448d8
+# %% ../nbs/00_images.ipynb #73e2c76e
 def _grey_samples(im):
-    "The values of a 16-bit, 32-bit or float picture, as they were meant: (H,W)"
+    "The values of a 16-bit, 32-bit or float picture as they were meant: (H,W), NaN where transparent"
     a = np.asarray(im)
-    tags = getattr(im, 'tag_v2', {}) # TIFF only
-    if im.mode=='I' and tags.get(258)==(32,) and tags.get(339, (1,))==(1,): a = a.view(np.uint32) # Pillow reads unsigned as signed
+    tags = getattr(im, 'tag_v2', {}) # TIFF only: 258 bits, 339 sample format, 262 photometric interpretation
+    if im.mode=='I' and tags.get(258)==(32,) and tags.get(339, (1,))==(1,): a = a.view(np.uint32)
     a = a.astype(np.float64)
     if 'transparency' in im.info: a[a==im.info['transparency']] = np.nan
-    return -a if tags.get(262)==0 else a # white is zero: Pillow inverts this for 8 bits only
+    return -a if tags.get(262)==0 else a
 
-# %% ../nbs/00_images.ipynb #f2ab6a34
-_other_byte = {'B':'L', 'L':'B', 'N':'B' if np.little_endian else 'L'}
+# %% ../nbs/00_images.ipynb #8f070b66
+_other_byte = dict(B='L', L='B', N='B' if np.little_endian else 'L')
 
-def _rawmodes(im): return {str(t.args if isinstance(t.args, str) else t.args[0]) for t in im.tile if t.args}
+def _rawmode(im): return '+'.join(sorted({str(t.args if isinstance(t.args, str) else t.args[0]) for t in im.tile if t.args}))
 
 def _is_deep_colour(im):
     bits = getattr(im, 'tag_v2', {}).get(258, ()) # TIFF only
-    return im.mode[0] in 'RLC' and (max(bits, default=8)>8 or any(re.search(';16[BLN]$', o) for o in _rawmodes(im)))
+    return im.mode[0] in 'RLC' and (max(bits, default=8)>8 or re.search(';16[BLN]$', _rawmode(im)) is not None)
 
-def _with_rawmode(im, rawmode):
-    "The same picture, its samples unpacked another way"
+def _unpack(im, rawmode):
+    "Samples of `im`, unpacked as `rawmode` says"
     im.tile = [t._replace(args=rawmode if isinstance(t.args, str) else (rawmode, *t.args[1:])) for t in im.tile]
-    return np.asarray(im)
+    return np.asarray(im).astype(np.uint16)
 
-# %% ../nbs/00_images.ipynb #beaed430
+# %% ../nbs/00_images.ipynb #28bc4438
 def _colour_samples(im, f, path):
-    "The values of a 16-bit colour picture, (H,W,3), NaN where transparent, and its alpha, (H,W) in 0..1 or None"
-    raw, = _rawmodes(im) if len(_rawmodes(im))==1 else ('planes',)
-    if raw=='LA;16B': # grey and alpha: 4 bytes a pixel, so all bytes come in one pass
-        b = _with_rawmode(im, 'RGBA').astype(np.uint16)
-        a = b[...,::2]*256 + b[...,1::2]
+    "The values of a 16-bit colour picture, (H,W,3), NaN where transparent, and its alpha: (H,W,1) in 0..1, or None"
+    raw = _rawmode(im)
+    if raw=='LA;16B': # grey and alpha in PNG: the 4 bytes of a pixel, in one pass
+        b = _unpack(im, 'RGBA')
+        a = b[...,[0,0,0,2]]*256 + b[...,[1,1,1,3]]
     elif re.fullmatch('RGB[AX]?;16[BLN]', raw):
         f.seek(0)
-        low = _with_rawmode(type(im)(f), raw[:-1] + _other_byte[raw[-1]])
-        a = np.asarray(im).astype(np.uint16)*256 + low
-    else: raise UnsupportedImageError(path, f'16-bit colour stored as {raw} cannot be read')
-    n = 1 if raw[0]=='L' else 3
-    alpha = a[...,n]/65535 if a.shape[-1]>n else None
-    a = np.broadcast_to(a[...,:n], (*a.shape[:2], 3)).astype(np.float64)
-    hidden = alpha==0 if alpha is not None else (a==im.info.get('transparency', -1)).all(-1)
-    a[hidden] = np.nan
+        low = _unpack(type(im)(f), raw[:-1] + _other_byte[raw[-1]])
+        a = _unpack(im, raw)*256 + low
+    else: raise UnsupportedImageError(path, f'16-bit colour, stored as {raw}')
+    alpha = a[...,3:]/65535 if a.shape[2]==4 else None
+    a = a[...,:3].astype(np.float64)
+    a[alpha[...,0]==0 if alpha is not None else (a==im.info.get('transparency', -1)).all(-1)] = np.nan
     return a,alpha
 
-# %% ../nbs/00_images.ipynb #b7796601
-_turns = {k: getattr(Image.Transpose, v) for k,v in enumerate(
-    'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split(), 2)}
+# %% ../nbs/00_images.ipynb #7b8a0096
+_turns = {k: Image.Transpose[v] for k,v in enumerate(
+    'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split(), 2)} # by EXIF's number
 
 def _turn(im):
     "The transposition that EXIF asks for, or None"
     try: return _turns.get(im.getexif().get(274))
-    except Exception: return None # a damaged EXIF block says nothing; the pixels are whole
+    except Exception: return None # EXIF parsers raise many things on damaged EXIF
 
 def _on_black(im):
     "Transparency laid on black"
+    if im.mode=='LAB': return im.convert('RGB') # has no way to grey
     if not im.has_transparency_data: return im
     im = im.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', im.size, (0,0,0,255)), im)
 
-# %% ../nbs/00_images.ipynb #a7baf8aa
+# %% ../nbs/00_images.ipynb #665251a9
 def _to_8bit(im, f, path):
-    "Decode `im` and bring it to 8 bits a sample, transparency laid on black"
+    "Decode `im`, as 8 bits a sample without transparency"
     if _is_deep_colour(im):
         a,alpha = _colour_samples(im, f, path)
         a = _scale(a, path)
-        if alpha is not None: a = np.rint(a*alpha[...,None]).astype(np.uint8)
-        return Image.fromarray(a)
+        return Image.fromarray(a if alpha is None else np.rint(a*alpha).astype(np.uint8))
     im.load()
     if im.mode[0] in 'IF': return Image.fromarray(_scale(_grey_samples(im), path))
     return _on_black(im)
 
-# %% ../nbs/00_images.ipynb #182b150a
+# %% ../nbs/00_images.ipynb #a62d1aee
 def open_image(
     path:str|os.PathLike, # The file; its content decides the format, not its name
     mode:str='L', # `'L'` (grey) or `'RGB'`
-    size:int|None=None, # Side that it will be resized to, in pixels: a large JPEG is then decoded at 1/2, 1/4 or 1/8, never below `2*size`
-)->Image.Image: # Fully decoded 8-bit picture, upright, with no metadata
-    "Open any JPEG, PNG, BMP, GIF (first frame), TIFF (first page) or WebP file; raises an `ImageError`"
+    size:int|None=None, # Side in pixels that it will be resized to; a large JPEG is then decoded at 1/2, 1/4 or 1/8, never below `2*size`
+)->Image.Image: # Fully decoded 8-bit picture, upright, without metadata
+    "Open a JPEG, PNG, BMP, GIF (first frame), TIFF (first page) or WebP file; raises an `ImageError`"
     if mode not in ('L', 'RGB'): raise ValueError(f"mode is 'L' or 'RGB', not {mode!r}")
     with _typed_errors(path), _open_file(path) as f:
         im = _identify(f, path)
@@ -186,10 +218,10 @@ def open_image(
         res = _to_8bit(im, f, path).convert(mode)
         turn = _turn(im)
     if turn is not None: res = res.transpose(turn)
-    res.info = {}
+    res.info = {} # the orientation is done with
     return res
 
-# %% ../nbs/00_images.ipynb #47bbc571
+# %% ../nbs/00_images.ipynb #8d8f488c
 def resize_image(
     img:Image.Image, # Grey (`L`) or `RGB` picture
     size:int, # Side of the square that comes out, in pixels
@@ -197,7 +229,7 @@ def resize_image(
 )->Image.Image: # `size` x `size` picture; `img` itself where it has that size already
     "`img` as a square of side `size`, without cropping"
     if method not in ('squash', 'pad'): raise ValueError(f"method is 'squash' or 'pad', not {method!r}")
-    if img.mode not in ('L', 'RGB'): raise ValueError(f"an image of mode 'L' or 'RGB' is needed, not {img.mode!r}: see open_image")
+    if img.mode not in ('L', 'RGB'): raise ValueError(f"a picture of mode 'L' or 'RGB' is needed, not {img.mode!r}; open_image gives one")
     if img.size==(size,size): return img
     w,h = (size,size) if method=='squash' else (max(1, round(o*size/max(img.size))) for o in img.size)
     img = img.resize((w,h), Image.Resampling.BILINEAR)
@@ -206,12 +238,12 @@ def resize_image(
     res.paste(img, ((size-w)//2, (size-h)//2))
     return res
 
-# %% ../nbs/00_images.ipynb #8d9a9424
+# %% ../nbs/00_images.ipynb #d3628743
 def load_image(
     path:str|os.PathLike, # The file
     size:int, # Side of the square that comes out, in pixels
     method:str='squash', # How it becomes square: see `resize_image`
     mode:str='L', # `'L'` (grey) or `'RGB'`
 )->np.ndarray: # uint8, (size,size) or (size,size,3), writable
-    "The one way from a file to pixels, for training, cache and inference; raises an `ImageError`"
+    "The pixels of a file, for training, cache and inference alike; raises an `ImageError`"
     return np.array(resize_image(open_image(path, mode, size), size, method))
