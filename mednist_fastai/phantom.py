@@ -70,7 +70,7 @@ def _frame(p, shift=.08, lo=.85, hi=1.05, aspect=.08, turn=.12, warp=.05, k=4):
     y += _field(p, k)*warp
     return x,y
 
-# %% ../nbs/02_phantom.ipynb #780caa3a
+# %% ../nbs/02_phantom.ipynb #8535c55a
 def _step(q, k):
     "Soft threshold of `q` at 0 with slope `k`, in place"
     q *= k
@@ -80,8 +80,10 @@ def _step(q, k):
 def _oval(p, x, y, cx, cy, a, b, soft=1.):
     "Mask of the ellipse with half axes `a,b` round `cx,cy`; `soft`: width of its edge in pixels"
     q,r = x - cx,y - cy
-    q *= 1/a; q *= q
-    r *= 1/b; r *= r
+    q *= 1/a
+    q *= q
+    r *= 1/b
+    r *= r
     q = q + r                    # not in place: x may be a row, y a column
     q -= _f(1)
     return _step(q, -np.minimum(a, b)/(2*p.px*soft))
@@ -92,7 +94,7 @@ def _line(p, d, w, soft=1.):
     d -= w
     return _step(d, -1/(p.px*soft))
 
-# %% ../nbs/02_phantom.ipynb #104a4771
+# %% ../nbs/02_phantom.ipynb #aabfd3f9
 def _paint(img, m, v):
     "Lay grey `v` over `img` where the mask `m` is"
     t = v - img
@@ -102,14 +104,12 @@ def _paint(img, m, v):
 def _wave(t):
     "A sine of period 1, from parabolas"
     t = t - np.floor(t)
-    t *= 2; t -= 1
-    a = np.abs(t); a -= 1; a *= t; a *= -4
-    return a
+    t = t*2 - 1
+    return t*(1 - np.abs(t))*4
 
 def _clock(x, y):
     "Direction round the origin, 0..1 along a diamond instead of a circle"
-    d = np.abs(x); d += np.abs(y); d += _f(1e-6)
-    a = y/d
+    a = y/(np.abs(x) + np.abs(y) + _f(1e-6))
     return np.where(x < 0, 2-a, a)*_f(.25)
 
 # %% ../nbs/02_phantom.ipynb #9ce33232
@@ -124,7 +124,7 @@ def _marks(p, img, chance):
         r,c = 1 + int(u[i,2]*(p.size-h-2)),1 + (c if u[i,4] < .5 else p.size-w-2-c)
         img[i,r:r+h,c:c+w][g] = .97
 
-# %% ../nbs/02_phantom.ipynb #c8334520
+# %% ../nbs/02_phantom.ipynb #b306fc76
 def _picture(p, img, grey, marks=.15, plate=.06):
     "Window, plate border, marks and grain: drawing (n,size,size) to uint8; `grey`: 1 where the background is grey"
     bg,top,b = p(0, .08)*(1-grey) + grey*p(.08, .52),p(.75, 1),p(.38, .62)
@@ -143,7 +143,8 @@ def _picture(p, img, grey, marks=.15, plate=.06):
 
 def _bytes(a):
     "0..1 to uint8, in place"
-    a *= 255; a += _f(.5)
+    a *= 255
+    a += _f(.5)
     return np.clip(a, 0, 255, out=a).astype(np.uint8)
 
 # %% ../nbs/02_phantom.ipynb #63f6f8a6
@@ -163,7 +164,7 @@ def phantom_classes(
     if kind not in _kinds: raise PhantomError(f"there is no kind {kind!r} of phantom: choose one of {', '.join(_kinds)}")
     return sorted(_kinds[kind])
 
-# %% ../nbs/02_phantom.ipynb #c8e246c8
+# %% ../nbs/02_phantom.ipynb #c87a3565
 def _drawer(label, n, seed, size):
     "The drawing function of `label`, after a look at the other arguments"
     found = {k:f for d in _kinds.values() for k,f in d.items()}
@@ -174,10 +175,10 @@ def _drawer(label, n, seed, size):
     return found[label]
 
 def _batches(label, n, seed, size):
-    "Draw `n` images in batches small enough for the processor's cache"
+    "Draw `n` images in batches whose arrays, of 256 KiB, stay in the processor's cache"
     draw,key = _drawer(label, n, seed, size),zlib.crc32(label.encode())*2
     dice,grain = (np.random.Philox(key=np.array([seed, key+k], np.uint64)) for k in (0,1))
-    area,b = size*size,max(1, 2**17//size**2)
+    area,b = size*size,max(1, 2**16//size**2)
     for i in range(0, n, b):
         k,w = min(b, n-i),-(-area//8)
         g = grain.random_raw(k*w).astype('<u8', copy=False).view(np.uint8).reshape(k, -1)[:,:area]
@@ -347,7 +348,7 @@ def _thorax(p, img, x, y, top, fat):
     _paint(img, _step(_field(p, 10) + p(-.6, .2), 3)*m*p(.1, .7), p(.15, .5))
     _paint(img, _oval(p, x, y, p(0, .3), top+p(.3, .45), p(.15, .3), p(.1, .2), 4)*p(0, .8), p(.2, .6))
 
-# %% ../nbs/02_phantom.ipynb #2ce623a2
+# %% ../nbs/02_phantom.ipynb #e02a4d44
 @_draws('mednist', 'CXR')
 def _cxr(p):
     "Lungs, ribs, heart, spine, clavicles, diaphragm"
@@ -363,7 +364,7 @@ def _cxr(p):
     lung *= _step(low + x*p(-.15, .15) - y - out*out*_f(1.2), 12)                # the diaphragm cuts them off
     air = p(.08, .3)
     _paint(img, lung*p(.65, 1), air)
-    img += (_field(p, 20)*p(.02, .25) + _field(p, 5)*p(0, .2))*lung
+    img += (_field(p, 20)*p(.02, .16) + _field(p, 5)*p(0, .25))*lung
     ribs = _wave((y + ax*ax*p(.3, .8) - ax*p(0, .6))*p(4.5, 7) + p()) - p(.1, .6)
     img += _step(ribs, 1.5)*lung*p(.03, .17)
     _middle(p, img, x, y, low, torso, tv + p(0, .2))
@@ -378,7 +379,7 @@ def _middle(p, img, x, y, low, torso, v):
     _paint(img, _oval(p, x - (y-_f(.2))*_f(.3), y, p(.06, .16), low-p(.1, .2), p(.2, .36), p(.22, .32), 3), v)
     img += _wave(y*p(6, 10))*_line(p, x*1, .05, 2)*p(0, .08)
 
-# %% ../nbs/02_phantom.ipynb #8711c40a
+# %% ../nbs/02_phantom.ipynb #ae831b83
 def _finger(p, x, y, k, spread, skin, bone):
     "Add finger `k` (4: thumb) to the masks `skin` and `bone`; `x,y` from the wrist"
     h = (_f((-.55, -.3, -.04, .22, .85)[k])*spread + p(-.05, .05))/2
@@ -388,27 +389,27 @@ def _finger(p, x, y, k, spread, skin, bone):
     d = np.maximum(u-L, 0) + np.maximum(p(.1, .15)-u, 0)   # beyond its tip or root
     d *= d
     d += v*v
-    np.maximum(skin, _step(np.sqrt(d, out=d) - p(.06, .075), -1/(1.5*p.px)), out=skin)
-    np.maximum(bone, _step(_phalanges(u/L, v, L, p(.022, .032), k), 1/p.px), out=bone)
+    np.maximum(skin, _step(np.sqrt(d, out=d) - p(.064, .082), -1/(1.5*p.px)), out=skin)
+    i = u*(256/L)
+    np.clip(i, 0, 255, out=i)
+    np.maximum(bone, _step(_bones(k)[i.astype(np.intp)]*p(.03, .042) - v, 1/p.px), out=bone)
 
-def _phalanges(t, v, L, w, k):
-    "Depth inside the bones on the axis of finger `k`, at `t` of its length `L` and `v` off the axis"
-    joints,best = (.16, .5, .74, .88, .99) if k < 4 else (.22, .56, .82, .98),None
+@lru_cache
+def _bones(k):
+    "Half width of the bones of finger `k` at 256 places along it: wider at their ends, negative in the joints"
+    t,best = (np.arange(256) + .5)/256,np.full(256, -1.)
+    joints = (.16, .5, .74, .88, .99) if k < 4 else (.22, .56, .82, .98)
     for a,b in zip(joints, joints[1:]):
-        m = t - _f((a+b)/2)
-        m *= _f(2/(b-a-.02)); m *= m                       # 0 in the middle of the bone, 1 at its ends
-        q = m*(w*_f(.5*(1.25-.5*a)))
-        q += w*_f(.6*(1.25-.5*a)); q -= v
-        m -= 1; m *= L*_f(-.25*(b-a))
-        np.minimum(q, m, out=q)
-        best = q if best is None else np.maximum(best, q, out=best)
-    return best
+        m = (t - (a+b)/2)*2/(b-a-.02)
+        m *= m                                             # 0 in the middle of the bone, 1 at its ends
+        best = np.maximum(best, np.minimum((.5*m + .6)*(1.1-.4*a), np.maximum((1-m)*(b-a)*12, -1)))
+    return best.astype(_f)
 
-# %% ../nbs/02_phantom.ipynb #0434adf4
+# %% ../nbs/02_phantom.ipynb #ec5237c7
 @_draws('mednist', 'Hand')
 def _hand(p):
     "Five fingers, palm, wrist with carpals, two bones of the forearm"
-    x,y = _frame(p, lo=.82, hi=1.12, turn=.5, warp=.03, shift=.1)
+    x,y = _frame(p, lo=.86, hi=1.18, turn=.5, warp=.03, shift=.1)
     x *= 1 - 2*p.maybe(.3)
     skin,bone,cy = p.blank(),p.blank(),p(.15, .3)
     spread,d = p(.5, 1.3),y - cy
@@ -542,7 +543,7 @@ def _esophagitis(p):
     _tint(img, _step(p(.1, .25) - q, 5), _rgb(p, .2, .06, .05, .02))
     return _scope(p, img)
 
-# %% ../nbs/02_phantom.ipynb #11eac503
+# %% ../nbs/02_phantom.ipynb #ca61a7d3
 @_draws('endoscopy', 'normal-pylorus')
 def _pylorus(p):
     "A round dark gate with a bright rim and faint folds that run to it"
@@ -562,24 +563,24 @@ def _cecum(p):
     for _ in range(3):
         X,Y = x - p(-.9, .9),y - p(-.9, .9)
         d = np.sqrt(X*X + Y*Y) - p(.6, 1.1)
-        _tint(img, _line(p, d - _f(.06), .05, 2.5)*p(.3, .6), _rgb(p, .44, .22, .14))
-        _tint(img, _line(p, d, .04, 2)*p(.3, .7), _rgb(p, .92, .72, .56))
+        _tint(img, _line(p, d - _f(.08), .05, 4)*p(.3, .6), _rgb(p, .44, .22, .14))
+        _tint(img, _line(p, d, .05, 3)*p(.3, .7), _rgb(p, .92, .72, .56))
     cx,cy,r = p(-.3, .3),p(-.3, .3),p(.1, .18)
     _tint(img, _oval(p, p.X, p.Y, cx, cy, r*1.7, r*1.2, 3)*p(.6, .9), _rgb(p, .9, .68, .52))
     hole = _oval(p, p.X, p.Y, cx, cy, r*1.2, r*.75, 1.5)*(1 - _oval(p, p.X, p.Y, cx, cy-r*.5, r*1.1, r*.7, 1.5)*p(.6, 1))
     _tint(img, hole, _rgb(p, .22, .09, .06, .02))
     return _scope(p, img)
 
-# %% ../nbs/02_phantom.ipynb #3ad7ebc2
+# %% ../nbs/02_phantom.ipynb #160800d1
 @_draws('endoscopy', 'ulcerative-colitis')
 def _colitis(p):
     "A red granular wall with blood and ulcers"
     img,x,y,q = _wall(p, .74, .31, .25, .2, .25)
     _tint(img, _step(p(.05, .35) - q, 4), _rgb(p, .2, .05, .04, .02))
     img *= (1 + _field(p, 30)*p(.1, .25))[:,None]
-    _tint(img, _step(_field(p, 12) - p(.15, .4), 4)*p(.3, .8), _rgb(p, .5, .08, .08))
-    ulcer = _step(_field(p, 11) - p(.15, .4), 4)*_step(_field(p, 24) - p(-.6, -.2), 3)
-    _tint(img, ulcer*p(.6, 1), _rgb(p, .88, .78, .58))
+    _tint(img, _step(_field(p, 10) - p(.1, .5), 2)*p(.3, .8), _rgb(p, .52, .1, .1))
+    ulcer = _step(_field(p, 14) - p(.3, .5), 3)*_step(_field(p, 5) - p(-.3, .1), 4)
+    _tint(img, ulcer*p(.7, 1), _rgb(p, .9, .78, .6))
     return _scope(p, img)
 
 # %% ../nbs/02_phantom.ipynb #bb3536a7
@@ -622,7 +623,7 @@ def _verified(dst, want):
     if content_digest(df) == have.get('digest'): return df
     raise PhantomFolderError(dst, 'its images have changed since they were written: delete the folder')
 
-# %% ../nbs/02_phantom.ipynb #9a00448c
+# %% ../nbs/02_phantom.ipynb #5911ea0f
 def make_phantoms(
     dst:str|Path, # folder to write, new or empty; or one that this function wrote before
     n:int=100, # images a class
@@ -640,8 +641,9 @@ def make_phantoms(
     real.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{dst.name}.', dir=real.parent) as tmp:
         _fill(Path(tmp)/'new', labels, want)
-        if real.is_dir(): real.rmdir()
-        try: os.rename(Path(tmp)/'new', real)
+        try:
+            if real.is_dir(): real.rmdir()
+            os.rename(Path(tmp)/'new', real)
         except OSError:
             if not (real/'phantom.json').is_file(): raise
             return _verified(dst, want)                # another process was faster
