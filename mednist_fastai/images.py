@@ -101,8 +101,10 @@ def _open_jpeg(f):
     f.seek(0)
     return JpegImageFile(f)
 
-# %% ../nbs/00_images.ipynb #3ce2d927
-def _is_bmp(head): return head[:2]==b'BM' and int.from_bytes(head[14:18], 'little') in (12, 16, 40, 52, 56, 64, 108, 124)
+# %% ../nbs/00_images.ipynb #26ec81e8
+_bmp_headers = {12, 16, 40, 52, 56, 64, 108, 124} # lengths: two letters alone are no signature, texts begin with BM too
+
+def _is_bmp(head): return head[:2]==b'BM' and len(head)>=18 and int.from_bytes(head[14:18], 'little') in _bmp_headers
 
 _formats = dict(JPEG=(lambda h: h[:3]==b'\xff\xd8\xff', _open_jpeg),
     PNG=(lambda h: h[:8]==b'\x89PNG\r\n\x1a\n', PngImageFile),
