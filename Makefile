@@ -1,0 +1,71 @@
+# The front door. Every target makes the virtual environment first where it is missing; what is done is not done again.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DEMO   ?= demo
+README_DIR ?= .
+# outputs of notebooks must not depend on the colours or the width of the terminal they were run from
+export NO_COLOR := 1
+
+.PHONY: help demo test pytest notebooks readme docs lint clean-check hooks wheel bench venv dev
+
+help:
+	@echo "make demo       train and sort on synthetic images: no data, no network but the package index"
+	@echo "make test       install the dev extras and run every test"
+	@echo "make notebooks  run the library notebooks and keep their outputs"
+	@echo "make readme     write README.md from nbs/index.ipynb"
+	@echo "make docs       render every notebook as a page in _docs/"
+	@echo "make lint       chkstyle over the notebooks"
+	@echo "make bench      speed, as ratios of runs made side by side"
+	@echo "make wheel      build the wheel into dist/"
+	@echo "make hooks      git hooks that keep notebooks clean"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,10))' || { echo "mednist_fastai needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+
+# stamps: installing again only when the metadata changed
+$(VENV)/.installed: $(VENV)/bin/python settings.ini setup.py pyproject.toml
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python settings.ini setup.py pyproject.toml
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+venv: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+demo: $(VENV)/.installed
+	$(BIN)/mednist-demo $(DEMO)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/nbdev-test --n-workers 1 --skip-folder-re 'experiments|checkpoints'
+	$(BIN)/python -m pytest tests
+
+pytest: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-test --save --n-workers 1 --skip-folder-re 'experiments|checkpoints'
+	$(BIN)/nbdev-clean
+
+readme: $(VENV)/.installed-dev
+	$(BIN)/jupyter nbconvert --log-level ERROR --config nbs/nbconvert_config.py --to markdown --output-dir $(README_DIR) --output README nbs/index.ipynb
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/jupyter nbconvert --config nbs/nbconvert_config.py --to html --output-dir _docs nbs/*.ipynb nbs/experiments/*.ipynb
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/chkstyle nbs
+
+hooks: $(VENV)/.installed-dev
+	$(BIN)/nbdev-install-hooks
+
+wheel: $(VENV)/.installed-dev
+	$(BIN)/python -m build --wheel --outdir dist .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/imports.py

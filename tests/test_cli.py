@@ -1,0 +1,59 @@
+"The commands as processes: help, exit codes, one line an error, and the README's own lines"
+import re, shutil, subprocess, sys
+from pathlib import Path
+import pandas as pd
+import pytest
+
+bin = Path(sys.executable).parent
+root = Path(__file__).parent.parent
+
+def cmd(name, *args, **kw): return subprocess.run([bin/f'mednist-{name}', *map(str, args)], capture_output=True, text=True, **kw)
+
+@pytest.mark.parametrize('name', ['data','train','sort','demo'])
+def test_help(name):
+    p = cmd(name, '--help')
+    assert p.returncode==0 and p.stdout.startswith(f'usage: mednist-{name}') and not p.stderr
+
+def _one_line(p, code, *words):
+    assert p.returncode==code and len(p.stderr.strip().splitlines())==1 and 'Traceback' not in p.stderr, p.stderr
+    for w in words: assert w in p.stderr
+
+def test_errors_are_one_line(tiny, tmp_path):
+    _one_line(cmd('sort', tmp_path, tmp_path/'out', tmp_path/'none'), 1, 'mednist-sort', 'no such folder')
+    _one_line(cmd('sort', tmp_path/'none', tmp_path/'out', tiny), 1, 'none')
+    _one_line(cmd('data', tmp_path/'none'), 1, 'none')
+    _one_line(cmd('train', '--recipe', tmp_path/'none.json'), 1, 'none.json')
+    assert cmd('sort').returncode == 2
+
+def test_sort_exit_codes_and_strict(tiny, phantom_files, tmp_path):
+    (tmp_path/'in').mkdir()
+    for i,f in enumerate(phantom_files[::30]): shutil.copy(f, tmp_path/f'in/{i}.png')
+    (tmp_path/'in/broken.jpg').write_bytes(b'\xff\xd8\xff')
+    p = cmd('sort', tmp_path/'in', tmp_path/'out', tiny)
+    assert p.returncode==0 and '1 of 11 files stayed' in p.stdout and 'unreadable' in p.stdout, p.stdout+p.stderr
+    assert cmd('sort', tmp_path/'in', tmp_path/'out', tiny, '--strict', '--quiet').returncode == 3
+    assert (pd.read_csv(tmp_path/'out/report.csv').status=='sorted').sum() == 10
+
+def test_data_prints_counts_and_audit(lab):
+    p = cmd('data', lab/'phantoms', '--split', 'random', '--audit')
+    assert p.returncode==0 and 'split digest' in p.stdout and 'nearest training image' in p.stdout, p.stderr
+
+def test_train_then_sort(lab, tmp_path):
+    p = cmd('train', tmp_path/'run') # a stray argument is a usage error, not a run
+    assert p.returncode == 2
+    p = cmd('train', '--out', tmp_path/'run', '--source', lab/'phantoms', '--arch', 'test_resnet', '--size', 32, '--epochs', 2, '--lr', '5e-3', '--bs', 32, '--quiet')
+    assert p.returncode==0 and 'learner saved' in p.stdout, p.stderr
+    assert {'record.json','history.csv','confusion.png','top_losses.png','learner'} <= {o.name for o in (tmp_path/'run').iterdir()}
+    _one_line(cmd('train', '--out', tmp_path/'run', '--source', lab/'phantoms', '--epochs', 3), 1, 'another recipe')
+
+def _blocks(lang): return re.findall(rf'```{lang}\n(.*?)```', (root/'README.md').read_text(encoding='utf-8'), re.S)
+
+def test_the_lines_of_the_readme_run(lab, tmp_path):
+    "The researcher's and the teammate's lines, as printed, on phantoms and a small network"
+    research,team = _blocks('python')[:2]
+    code = research.replace("get_index('mednist')", f"get_index({str(lab/'phantoms')!r})").replace("'resnet34'", "'test_resnet'").replace('fit_one_cycle(3', 'fit_one_cycle(1')
+    assert code.count('test_resnet')==1 and 'phantoms' in code
+    shutil.copytree(lab/'phantoms', tmp_path/'inbox')
+    p = subprocess.run([sys.executable, '-c', 'import matplotlib; matplotlib.use("agg")\n'+code+team+'\nprint(len(report))'], capture_output=True, text=True, cwd=tmp_path)
+    assert p.returncode==0, p.stderr[-2000:]
+    assert int(p.stdout.split()[-1]) >= 300 and (tmp_path/'sorted/report.csv').exists()
