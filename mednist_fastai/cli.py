@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DEMO', 'one_line_errors', 'mednist_data', 'mednist_train', 'mednist_sort', 'mednist_demo']
 
-# %% ../nbs/15_cli.ipynb #f3867e57
-import functools, hashlib, sys
+# %% ../nbs/15_cli.ipynb #e3a1fd2c
+import functools, hashlib, sys, warnings
 from pathlib import Path
 from fastcore.script import call_parse, store_true
 
-# %% ../nbs/15_cli.ipynb #b035d37f
+# %% ../nbs/15_cli.ipynb #44c18af6
 def _expected():
     "The errors that the package raises on purpose, of the modules loaded so far, and those of the operating system"
     mods = [sys.modules.get(f'mednist_fastai.{m}') for m in ('images','data','phantom','learner','infer','sort')]
@@ -21,6 +21,8 @@ def one_line_errors(f):
     "Turn the package's own errors into one line on standard error and an exit code"
     @functools.wraps(f)
     def _f(*args, **kwargs):
+        # other packages' notes to their developers, not to whoever types a command
+        warnings.filterwarnings('ignore', category=FutureWarning)
         try: return f(*args, **kwargs)
         except KeyboardInterrupt: print('stopped', file=sys.stderr); code = 130
         except Exception as e:
@@ -29,11 +31,11 @@ def one_line_errors(f):
         sys.exit(code)
     return _f
 
-# %% ../nbs/15_cli.ipynb #92e1d791
+# %% ../nbs/15_cli.ipynb #0736f942
 @call_parse
 @one_line_errors
 def mednist_data(
-    source:str='mednist', # A registered source, or a folder of class folders
+    source:str, # A registered source such as mednist, or a folder of class folders
     root:str=None, # Folder to look in first; else $MEDNIST_FASTAI_DATA, then fastai's data folder, then download
     split:str=None, # Also make this split: random, dedup, blocks, grouped or official
     seed:int=0, # Seed of the split
