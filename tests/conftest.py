@@ -1,0 +1,35 @@
+"Fixtures shared by the tests: synthetic images and a tiny learner folder that was really trained on them"
+import os, subprocess, sys
+import pytest
+
+MAKE = '''
+import sys, warnings
+warnings.simplefilter('ignore')
+from pathlib import Path
+from mednist_fastai.data import make_split
+from mednist_fastai.learner import save_learner
+from mednist_fastai.phantom import make_phantoms
+from mednist_fastai.train import Recipe, train
+dst = Path(sys.argv[1])
+df = make_split(make_phantoms(dst/'train', n=60), 'random')
+learn,record = train(Recipe('tiny', 'phantom', arch='test_resnet', epochs=8, lr=5e-3, bs=32), df, path=dst, bar=False)
+save_learner(learn, dst/'tiny', record)
+make_phantoms(dst/'phantoms', n=50, seed=1)
+'''
+
+@pytest.fixture(scope='session')
+def lab(tmp_path_factory):
+    """A folder with `tiny` (a learner folder) and `phantoms` (300 images it has not seen, 50 a class).
+    Made in a process of its own, so that the tests themselves run without torch; one thread, since a busy machine makes more of them slower."""
+    path = tmp_path_factory.mktemp('lab')
+    res = subprocess.run([sys.executable, '-c', MAKE, path], env=os.environ|{'OMP_NUM_THREADS':'1'}, capture_output=True, text=True)
+    if res.returncode: pytest.fail(f'the tiny learner could not be made:\n{res.stderr[-3000:]}')
+    return path
+
+@pytest.fixture(scope='session')
+def tiny(lab): return lab/'tiny'
+
+@pytest.fixture(scope='session')
+def phantom_files(lab):
+    "Paths (str) of 300 synthetic images, sorted; the folder's name is the class"
+    return sorted(str(o) for o in (lab/'phantoms').glob('*/*.png'))
