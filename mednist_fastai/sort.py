@@ -59,13 +59,18 @@ def scan_folder(
                 if not (out and os.path.samestat(os.stat(e.path), out)): todo += _listing(e.path)
             except OSError as ex: yield Found(e.path, 0, 0, f'a folder that cannot be read: {ex.strerror}')
 
-# %% ../nbs/12_sort.ipynb #3eca2e74
+# %% ../nbs/12_sort.ipynb #5fccf5b6
 REVIEW,STATE,REPORT = '_review','.mednist-sort','report.csv'
 _DEVICES = {'con','prn','aux','nul', *(f'{k}{i}' for k in ('com','lpt') for i in range(10))}
+
+def _key(name):
+    "What a disk that ignores case and Unicode forms would take for the same name"
+    return unicodedata.normalize('NFC', name).casefold()
 
 def _codes(s): return ''.join(f'%{b:02X}' for b in s.encode())
 def _safe(s): return re.sub(r'[\x00-\x1f\x7f%<>:"/\\|?*]|^[. ]|[. ]$', lambda m: _codes(m[0]), s)
 
+# %% ../nbs/12_sort.ipynb #7da2548e
 def folder_names(
     labels, # Class names
 )->dict: # label -> folder name
@@ -79,10 +84,6 @@ def folder_names(
         taken.add(_key(n))
         res[o] = n
     return res
-
-def _key(name):
-    "What a disk that ignores case and Unicode forms would take for the same name"
-    return unicodedata.normalize('NFC', name).casefold()
 
 # %% ../nbs/12_sort.ipynb #b6d83fc0
 @dataclass(slots=True)
@@ -304,7 +305,7 @@ class _Placer:
             raise
         row.done = True
 
-# %% ../nbs/12_sort.ipynb #82d76203
+# %% ../nbs/12_sort.ipynb #f09588e7
 @patch
 def _link(self:_Placer, row, to):
     "Move by linking; False where that can't be"
@@ -322,14 +323,17 @@ def _link(self:_Placer, row, to):
 
 @patch
 def _remove(self:_Placer, row, to):
-    "Remove the source now that `to` holds it; if that fails the file stays where it was, alone"
+    "Remove the source now that `to` holds it; where it can't be, or has changed, it stays where it was and `to` goes"
+    s = _lstat(row.path)
+    if s is None: return
     try:
+        if not _is_row(s, row): raise _FileError(CHANGED)
         with _source(): os.unlink(row.path)
     except _FileError:
         if _lstat(row.path): os.unlink(to)
         raise
 
-# %% ../nbs/12_sort.ipynb #84809fae
+# %% ../nbs/12_sort.ipynb #8a515a13
 @patch
 def _copied(self:_Placer, row, to):
     "Copy to a temporary name, then publish; for a move verify and remove the source"
@@ -346,8 +350,6 @@ def _copied(self:_Placer, row, to):
         fd = os.open(os.path.dirname(to), os.O_RDONLY|os.O_DIRECTORY)
         try: os.fsync(fd) # the new name must be on the disk before the old one goes
         finally: os.close(fd)
-    with _source(): s = os.lstat(row.path)
-    if not _is_row(s, row): raise _FileError(CHANGED)
     self._remove(row, to)
 
 # %% ../nbs/12_sort.ipynb #c18e9125
@@ -411,7 +413,7 @@ def sort_summary(
     res.index.name,res.columns.name = 'status',None
     return res.assign(all=res.sum(axis=1))
 
-# %% ../nbs/12_sort.ipynb #a5d1f426
+# %% ../nbs/12_sort.ipynb #5fccda6a
 class _Progress:
     "Files done, rate and time left, on standard error"
     def __init__(self, total, show=True):
@@ -424,9 +426,8 @@ class _Progress:
         if not self.show or (now := time.monotonic())-self.last<self.wait: return
         self.last,rate = now,self.n/(now-self.t0)
         left = time.strftime('%H:%M:%S', time.gmtime((self.total-self.n)/rate))
-        print(f'{self.n:,} of {self.total:,} files, {rate:,.0f} a second, {left} left', end='', file=sys.stderr) if not self.tty else \
-            print(f'\r\033[K{self.n:,} of {self.total:,} files, {rate:,.0f} a second, {left} left', end='', file=sys.stderr, flush=True)
-        if not self.tty: print(file=sys.stderr, flush=True)
+        text = f'{self.n:,} of {self.total:,} files, {rate:,.0f} a second, {left} left'
+        print(f'\r\033[K{text}' if self.tty else text, end='' if self.tty else '\n', file=sys.stderr, flush=True)
 
     def close(self):
         if self.show and self.tty: print('\r\033[K', end='', file=sys.stderr, flush=True)
@@ -504,7 +505,7 @@ def resume(self:_Run, row, claimed):
     if not done and os.path.lexists(to): row.dest = self.free.free(row.dest.split('/')[0], os.path.basename(row.path))
     return True
 
-# %% ../nbs/12_sort.ipynb #a1e9da6f
+# %% ../nbs/12_sort.ipynb #c9b888ee
 @patch
 def decide(self:_Run, found, o, min_confidence):
     "The decision for a file with the prediction `o`"
@@ -521,19 +522,19 @@ def place(self:_Run, rows):
     self.journal.plan(rows, sync=self.move)
     try:
         for r in rows:
-            try: r.done or self.placer.place(r)
-            except FileExistsError: self._elsewhere(r)
+            try: self._place(r)
             except _FileError as e: self.other(r.path, 'skipped', str(e), r)
     finally: self.journal.finish([r for r in rows if r.done])
 
-# %% ../nbs/12_sort.ipynb #71b6ad00
+# %% ../nbs/12_sort.ipynb #3da5ac4f
 @patch
-def _elsewhere(self:_Run, row):
-    "Somebody else's file has taken the name meanwhile: decide on another, until one is free"
+def _place(self:_Run, row):
+    "Place a file, under another name if need be"
     while not row.done:
-        row.dest = self.free.free(row.dest.split('/')[0], os.path.basename(row.path))
-        self.journal.plan([row])
-        with suppress(FileExistsError): self.placer.place(row)
+        try: self.placer.place(row)
+        except FileExistsError:
+            row.dest = self.free.free(row.dest.split('/')[0], os.path.basename(row.path))
+            self.journal.plan([row])
 
 # %% ../nbs/12_sort.ipynb #14a9ff36
 @patch
@@ -556,11 +557,12 @@ def work(self:_Run, min_confidence, bar):
             self.place([self.decide(f, o, min_confidence) for f,o in zip(found, batch) if not o.error])
             bar.add(len(batch))
 
-# %% ../nbs/12_sort.ipynb #ea52bb82
+# %% ../nbs/12_sort.ipynb #e614c62b
 @patch
 def report(self:_Run):
     "Write `report.csv`"
-    for r in self.now: r.done = r.done or self.placer.holds(r) # stopped between placing a file and noting it
+    stayed = {o[3].n for o in self.others if o[3]}
+    for r in self.now: r.done = r.done or (r.n not in stayed and self.placer.holds(r)) # stopped between placing a file and noting it
     labels = self.pred.labels
     def told(r): return labels[r.label],r.p[r.label]
     res = [(o.path, o.n, o) for o in self.journal.rows.values() if o.done] + [(o[0], -1, o) for o in self.others]

@@ -403,6 +403,33 @@ def test_two_runs_at_once(run, tmp_path):
 
 # ---- disks
 
+def test_source_changes_after_it_was_copied_to_another_disk(src, run, monkeypatch, tmp_path):
+    "The changed file stays, and its old state leaves no copy behind"
+    real = sort._publish
+    def publish(tmp, to):
+        real(tmp, to)
+        if to.endswith('01.png'):
+            with open(src/'day1/01.png', 'ab') as f: f.write(b'more')
+    monkeypatch.setattr(sort, '_publish', publish)
+    monkeypatch.setattr(sort._Placer, '_link', lambda *args: False)
+    df = run(move=True)
+    assert df.path[df.status=='skipped'].tolist()==[str(src/'day1/01.png')] and len(list((tmp_path/'dst').glob('*/*.png')))==47 and (src/'day1/01.png').exists()
+
+def test_gone_when_a_name_is_taken(src, run, monkeypatch, tmp_path):
+    "Two troubles at once: the name was taken meanwhile, then the source went"
+    real = sort._Placer.place
+    def place(self, row):
+        to = Path(self.at(row))
+        if row.path.endswith('01.png') and Path(row.path).exists():
+            to.parent.mkdir(exist_ok=True)
+            to.write_text('mine')
+            Path(row.path).unlink()
+            raise FileExistsError
+        return real(self, row)
+    monkeypatch.setattr(sort._Placer, 'place', place)
+    df = run()
+    assert (df.status=='skipped').sum()==3 and len(df)==48
+
 @pytest.mark.parametrize('move', [False,True])
 @pytest.mark.parametrize('err', [errno.EXDEV, errno.EPERM])
 def test_other_file_systems(src, run, tmp_path, monkeypatch, move, err):
