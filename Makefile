@@ -27,11 +27,11 @@ $(VENV)/bin/python:
 
 # stamps: installing again only when the metadata changed
 $(VENV)/.installed: $(VENV)/bin/python settings.ini setup.py pyproject.toml
-	$(BIN)/python -m pip install -q -e .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/bin/python settings.ini setup.py pyproject.toml
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 venv: $(VENV)/.installed
@@ -68,4 +68,4 @@ wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel --outdir dist .
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/basics.py

@@ -10,7 +10,7 @@ import functools, hashlib, sys, warnings
 from pathlib import Path
 from fastcore.script import call_parse, store_true
 
-# %% ../nbs/15_cli.ipynb #44c18af6
+# %% ../nbs/15_cli.ipynb #caf5072c
 def _expected():
     "The errors that the package raises on purpose, of the modules loaded so far, and those of the operating system"
     mods = [sys.modules.get(f'mednist_fastai.{m}') for m in ('images','data','phantom','learner','infer','sort')]
@@ -21,8 +21,7 @@ def one_line_errors(f):
     "Turn the package's own errors into one line on standard error and an exit code"
     @functools.wraps(f)
     def _f(*args, **kwargs):
-        # other packages' notes to their developers, not to whoever types a command
-        warnings.filterwarnings('ignore', category=FutureWarning)
+        warnings.filterwarnings('ignore', category=FutureWarning) # notes of other packages to their developers
         try: return f(*args, **kwargs)
         except KeyboardInterrupt: print('stopped', file=sys.stderr); code = 130
         except Exception as e:
@@ -53,7 +52,7 @@ def mednist_data(
     print(table.rename(columns={'':'files' if not split else 'left out'}).to_string())
     if audit: print(audit_split(df))
 
-# %% ../nbs/15_cli.ipynb #91d0e4c6
+# %% ../nbs/15_cli.ipynb #5edac205
 def _recipe(file, changes):
     from mednist_fastai.train import Recipe
     import dataclasses
@@ -61,9 +60,10 @@ def _recipe(file, changes):
     return dataclasses.replace(recipe, **{k:v for k,v in changes.items() if v is not None})
 
 def _show_metrics(record):
+    from mednist_fastai.learner import percent
     for m in record['metrics']:
-        lo,hi = m['interval']
-        print(f'{m["source"]}, {m["split"]}: {m["errors"]:,} errors of {m["n"]:,}, accuracy {m["accuracy"]:.4%} (95 % {lo:.4%} to {hi:.4%})')
+        lo,hi = map(percent, m['interval'])
+        print(f'{m["source"]}, {m["split"]}: {m["errors"]:,} errors of {m["n"]:,}, accuracy {percent(m["accuracy"])} % (95 % interval {lo} to {hi} %)')
 
 # %% ../nbs/15_cli.ipynb #b8acafcf
 @call_parse
@@ -163,10 +163,11 @@ def mednist_demo(
     res = classify_folder(dst/'unsorted', dst/'sorted', dst/'run/learner', progress=bar)
     _show_demo(dst, res, truth, sort_summary(res))
 
-# %% ../nbs/15_cli.ipynb #200492d6
+# %% ../nbs/15_cli.ipynb #86c093f0
 def _show_demo(dst, res, truth, table):
+    from mednist_fastai.learner import percent
     right = sum(truth[Path(r.path).name]==r.label for r in res.itertuples())
     print(table.to_string())
-    print(f'{right:,} of {len(truth):,} new phantoms are in the right folder ({int(1000*right/len(truth))/10} %).')
+    print(f'{right:,} of {len(truth):,} new phantoms are in the right folder ({percent(right/len(truth))} %).')
     for what,where in dict(confusion='run/confusion.png', top_losses='run/top_losses.png', learner='run/learner', sorted='sorted', report='sorted/report.csv').items():
         print(f'{what+":":12} {dst/where}')

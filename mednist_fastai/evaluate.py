@@ -99,7 +99,7 @@ def _predictions(rows, probs, errors, labels):
              probability=np.where(ok, np.nan_to_num(probs).max(1), np.nan), error=[str(e.reason) if e else '' for e in errors])
     return pd.DataFrame({**d, **{f'p_{l}':probs[:,i] for i,l in enumerate(labels)}})
 
-# %% ../nbs/11_evaluate.ipynb #151a7df7
+# %% ../nbs/11_evaluate.ipynb #b6e966e2
 def run(
     recipe:Recipe,
     out, # The run folder to make
@@ -110,9 +110,9 @@ def run(
     "Train by a recipe, save the learner, measure it; a finished run of the same recipe is read, not repeated"
     out = Path(out)
     if (out/'record.json').exists(): return _finished(recipe, out)
+    if df is None: df = recipe_index(recipe, root)
     out.mkdir(parents=True, exist_ok=True)
     recipe.save(out/'recipe.json')
-    if df is None: df = recipe_index(recipe, root)
     learn,record = train(recipe, df, path=out, bar=bar)
     pictures(learn, out)
     if not (out/'learner').exists(): save_learner(learn, out/'learner', record, name=recipe.name)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'FILES', 'KEY', 'LearnerError', 'LearnerNotFoundError', 'LearnerDamagedError', 'LearnerFormatError',
            'LearnerExistsError', 'LearnerCheckError', 'UnsafeLearnerError', 'file_digest', 'LearnerFolder',
-           'open_learner', 'load_export', 'graph_module', 'export_graph', 'check_graph', 'model_card', 'save_learner',
-           'add_metrics']
+           'open_learner', 'load_export', 'graph_module', 'export_graph', 'check_graph', 'model_card', 'percent',
+           'save_learner', 'add_metrics']
 
 # %% ../nbs/09_learner.ipynb #15fd0c4d
 import hashlib, json, os, shutil, tempfile
@@ -118,15 +118,18 @@ def open_learner(
     if verify: _verify(path, config)
     return LearnerFolder(path, config)
 
-# %% ../nbs/09_learner.ipynb #8a94cbad
+# %% ../nbs/09_learner.ipynb #ffe5c7ad
 def load_export(
     path, # A file written by `learn.export()`
     trust_pickle:bool=False, # True only for a file from somebody you would let run programs on this machine
 ): # fastai `Learner`
     "Read a fastai export; raises `UnsafeLearnerError` unless the caller trusts it"
     if not trust_pickle: _refuse_file(Path(path))
+    import warnings
     from fastai.learner import load_learner
-    return load_learner(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # fastai's own warning of pickles, which the caller has answered
+        return load_learner(path)
 
 # %% ../nbs/09_learner.ipynb #a79bf193
 def graph_module(
@@ -228,16 +231,19 @@ def _card_data(rec):
     if t: out.append(f'- time: {t["seconds"]:,.0f} s on {m.get("gpu") or m["processor"]}, {m["threads"]} threads; {t["parameters"]:,} parameters')
     return out + ['']
 
-# %% ../nbs/09_learner.ipynb #234a4aad
+# %% ../nbs/09_learner.ipynb #f9d15673
 def _card_metrics(metrics):
     if not metrics: return ['## Figures', '', 'Not measured.', '']
     out = ['## Figures', '', '| data | split | errors | accuracy | 95 % interval (Wilson) |', '|---|---|---|---|---|']
     for m in metrics:
         lo,hi = m['interval']
-        out.append(f'| {m["source"]} | {m["split"]} | {m["errors"]:,} of {m["n"]:,} | {_pct(m["accuracy"])} % | {_pct(lo)} to {_pct(hi)} % |')
+        out.append(f'| {m["source"]} | {m["split"]} | {m["errors"]:,} of {m["n"]:,} | {percent(m["accuracy"])} % | {percent(lo)} to {percent(hi)} % |')
     return out + ['', 'Accuracy on a split of one collection says little about images from another hospital.', '']
 
-def _pct(x): return f'{int(x*10000)/100:.2f}' # cut, not rounded: a figure is never rounded in our favour
+# %% ../nbs/09_learner.ipynb #e3130810
+def percent(x:float)->str:
+    "A share as a percentage, cut after two digits and not rounded: a figure is never rounded in our favour"
+    return f'{int(x*10000)/100:.2f}'
 
 def _card_use(i): return ['## Use', '', '```python', 'from mednist_fastai import classify_folder', f'classify_folder("inbox", "sorted", learner="{i["name"]}")', '```', '']
 
