@@ -9,7 +9,7 @@ def directives(nb, resources):
     for c in nb.cells:
         if c.cell_type=='code':
             if re.search(r'^#\|\s*(hide|default_exp)\b', c.source, re.M): continue
-            if re.search(r'^#\|\s*echo:\s*false', c.source, re.M): c.source,c['transient_remove_source'] = '',True
+            if re.search(r'^#\|\s*echo:\s*false', c.source, re.M): c.metadata['transient'] = dict(remove_source=True)
             c.source = _directive.sub('', c.source)
         keep.append(c)
     nb.cells = keep
@@ -18,5 +18,6 @@ def directives(nb, resources):
 c = get_config()  # noqa: F821  (nbconvert gives it to this file)
 c.MarkdownExporter.preprocessors = [directives]
 c.HTMLExporter.preprocessors = [directives]
+c.NbConvertApp.output_files_dir = 'nbs/images' # where the README's picture goes, seen from the top of the repository
 c.TemplateExporter.exclude_input_prompt = True
 c.TemplateExporter.exclude_output_prompt = True
