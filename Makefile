@@ -38,7 +38,7 @@ venv: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
 
 demo: $(VENV)/.installed
-	$(BIN)/mednist-demo $(DEMO)
+	$(BIN)/mednist-demo --dst $(DEMO)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/nbdev-test --n-workers 1 --skip-folder-re 'experiments|checkpoints'
