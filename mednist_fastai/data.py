@@ -391,14 +391,14 @@ def exact_groups(
     first = {}
     return np.array([first.setdefault(hashlib.sha256(np.ascontiguousarray(o)).digest(), i) for i,o in enumerate(x)], dtype=np.int64)
 
-# %% ../nbs/01_data.ipynb #8c76978a
+# %% ../nbs/01_data.ipynb #36f73fb5
 def _standard(x, floor=10.):
     "Images as float32 rows of zero mean and unit spread, flat ones divided by `floor` grey levels instead"
     x = x.reshape(len(x), -1).astype(np.float32)
     x -= x.mean(1, keepdims=True)
     return x / np.maximum(x.std(1, keepdims=True), floor)
 
-def _coarse(x, side=16):
+def _coarse(x, side):
     "Rows whose Euclidean distance is a lower bound of the distance of the images `x`: block means, scaled"
     n,size,chan = len(x),x.shape[1],x.shape[3] if x.ndim==4 else 1
     if size%side: raise ValueError(f'size must be a multiple of {side}, not {size}')
@@ -420,24 +420,25 @@ def _distances(x, i, j, floor=10.):
         d[c] = np.sqrt(np.maximum(va/ka**2 + vb/kb**2 - 2*cov/(ka*kb), 0))
     return d
 
-# %% ../nbs/01_data.ipynb #36d35532
+# %% ../nbs/01_data.ipynb #db891770
 def near_pairs(
     x:np.ndarray,           # uint8 (n,size,size) or (n,size,size,3); size a multiple of 16
     distance:float=.2,      # largest distance of near twins
     max_pairs:int=5_000_000 # give up above so many
 )->tuple:                   # int (m,2) rows i<j, float64 (m,) distances
     "All pairs of images whose distance is at most `distance`"
-    q = _coarse(x)
+    q,finer = _coarse(x, 8),_coarse(x, 16)
     sq,one = (q*q).sum(1, keepdims=True),np.ones((len(q),1), np.float32)
     left,right = np.hstack([-2*q, sq, one]),np.hstack([q, one, sq]) # left@right.T is the squared distance
-    found,seen,blocks = [],0,_chunks(len(q), 1024)
+    found,seen,blocks,most = [],0,_chunks(len(q), 1024),distance**2+1e-4
     for a in blocks:
         for b in blocks[a.start//1024:]:
-            i,j = np.nonzero(left[a]@right[b].T<=distance**2+1e-4)
-            i,j = i+a.start,j+b.start
-            found.append(np.stack([i,j], 1)[i<j])
-            if (seen := seen+len(found[-1]))>max_pairs:
-                raise DataError(f'More than {max_pairs:,} pairs may be nearer than {distance}: choose a smaller distance.')
+            p = np.argwhere(left[a]@right[b].T<=most) + (a.start, b.start)
+            p = p[p[:,0]<p[:,1]]
+            for c in _chunks(len(p), 2**16):
+                found.append(p[c][((finer[p[c,0]]-finer[p[c,1]])**2).sum(1)<=most])
+                if (seen := seen+len(found[-1]))>max_pairs:
+                    raise DataError(f'More than {max_pairs:,} pairs may be nearer than {distance}: choose a smaller distance.')
     p = np.concatenate([np.empty((0,2), np.int64), *found])
     d = _distances(x, p[:,0], p[:,1])
     return p[d<=distance],d[d<=distance]
@@ -475,11 +476,11 @@ def find_twins(
     pairs,d = near_pairs(x[keep], distance)
     return Twins(relative_paths(df), x, exact, keep[pairs], d, errors, distance)
 
-# %% ../nbs/01_data.ipynb #9fc59b35
+# %% ../nbs/01_data.ipynb #50aa74ec
 def _twins_of(df, twins, distance=.2):
     "`twins` if they belong to `df`, or else found now"
     if twins is None: return find_twins(df, distance)
-    if twins.rel!=relative_paths(df): raise DataError('These twins are of another index, or its rows are in another order: call find_twins(df)')
+    if twins.rel!=relative_paths(df): raise DataError('These twins are of another index, or of one in another order: call find_twins(df)')
     return twins
 
 def twin_clusters(
@@ -539,6 +540,21 @@ def _blocks(rel, labels, fold, k, gap):
         part[rows] = mine
     return list(part)
 
+# %% ../nbs/01_data.ipynb #7ddc05fb
+def _has_twin(twins, there):
+    "For exact and for near twins (which include exact ones): the rows that have one among the rows marked in `there`, or are one"
+    ok = ~np.isin(np.arange(len(there)), list(twins.errors))
+    here = np.bincount(twins.exact[there & ok], minlength=len(there))>0 # by first row of the same pixels
+    near = here.copy()
+    for a,b in (twins.pairs.T, twins.pairs.T[::-1]): near[a[here[b]]] = True
+    return here[twins.exact] & ok,near[twins.exact] & ok
+
+def _leave_twins(part, twins):
+    "Leave out validation files with a near twin in test, and training files with one in test or validation"
+    part = np.array(part, dtype=object)
+    for p,held in (('valid', ['test']), ('train', ['test','valid'])): part[(part==p) & _has_twin(twins, np.isin(part, held))[1]] = ''
+    return list(part)
+
 # %% ../nbs/01_data.ipynb #de8f7fd8
 def _official(df, rel, seed, valid):
     "The split that was found, with a validation part carved out of train if there was none"
@@ -568,7 +584,7 @@ def split_digest(
     "Digest of which file is in which part"
     return _digest(sorted(f'{r}\t{s}' for r,s in zip(relative_paths(df), df.split)))
 
-# %% ../nbs/01_data.ipynb #27ef9047
+# %% ../nbs/01_data.ipynb #f9c7b6ad
 def _units(df, rel, how, twins, distance):
     "What must stay together, as one value a row, and what it was found by"
     if how=='grouped' and (df.group!='').any(): return [g or r for g,r in zip(df.group, rel)],'group column'
@@ -588,7 +604,7 @@ def make_split(
     test:float=.1,      # share of each class for test (0 for none); blocks take 1/k
     k:int=10,           # blocks: number of runs a class is cut into
     gap:int=50,         # blocks: files left out on either side of a held-out run
-    twins:Twins=None,   # dedup, grouped: from `find_twins`, found now if None
+    twins:Twins=None,   # from `find_twins`; dedup and grouped find them now if None, blocks leave them out if given
     distance:float=.2   # grouped: largest distance of near twins, where `twins` is None
 )->pd.DataFrame:        # copy of the index with `split` set ('' is left out) and a record in `attrs['split']`
     "Split an index into train, valid and test; raises `SplitError` if that can't be done"
@@ -600,6 +616,8 @@ def make_split(
     if how=='blocks':
         if not (k>=3 and 0<=fold<k and gap>=0): raise SplitError(f'blocks need k>=3, 0<=fold<k and gap>=0, not {k=}, {fold=}, {gap=}')
         part,kw,by = _blocks(rel, list(df.label), fold, k, gap),dict(fold=fold, k=k, gap=gap),'file number'
+        if twins is not None:
+            part,by = _leave_twins(part, _twins_of(df, twins)),f'file number, near twins (distance {twins.distance}) left out'
     elif how=='official': part,kw = _official(df, rel, seed, valid),dict(seed=seed, valid=valid)
     else: part = _deal(rel, list(df.label), units, seed, valid, test)
     out = df.copy()
@@ -664,7 +682,7 @@ def nearest_pixels(
         for k in out: out[k].append(_refine(x, test[a], train, found[k], best[k], tol, k=='centred'))
     return {k: np.concatenate(v) for k,v in out.items()}
 
-# %% ../nbs/01_data.ipynb #cd3de047
+# %% ../nbs/01_data.ipynb #2583dcb2
 @dataclass
 class SplitAudit:
     "What is known of a split: counts, twins across it, and how far memory alone gets"
@@ -679,22 +697,14 @@ class SplitAudit:
     def _head(self):
         all_ = self.table.loc['all']
         n = {k: f'{int(v):,}' for k,v in all_.items()}
-        return (f"Split {self.split.get('how', 'as found')}: {n['near_twin']} of {n[self.part]} {self.part} files have a near twin in train, "
-            f"{n['exact_twin']} an exact one; copying the label of the nearest training image makes {n['1nn_errors']} errors "
+        how = self.split.get('how', 'as found')
+        return (f"Split {how}: {n['near_twin']} of {n[self.part]} {self.part} files have a near twin in train, {n['exact_twin']} an "
+            f"exact one; copying the label of the nearest training image makes {n['1nn_errors']} errors "
             f"({n['1nn_errors_centred']} with brightness taken away).")
     def __repr__(self): return f'{self._head()}\n{self.table.to_string()}'
     def _repr_html_(self): return f'<p>{self._head()}</p>{self.table.to_html()}'
 
-# %% ../nbs/01_data.ipynb #f128b2f9
-def _twin_sides(twins, split):
-    "For exact and for near twins (which include exact ones): the rows with one in train"
-    n,train = len(split),(split=='train') & ~np.isin(np.arange(len(split)), list(twins.errors))
-    here = np.bincount(twins.exact[train], minlength=n)>0 # by group of same pixels: is one of them in train?
-    near = here.copy()
-    for a,b in (twins.pairs.T, twins.pairs.T[::-1]): near[a[here[b]]] = True
-    ok = ~np.isin(np.arange(n), list(twins.errors))
-    return here[twins.exact] & ok,near[twins.exact] & ok
-
+# %% ../nbs/01_data.ipynb #d73bb492
 def _cross_pairs(df, twins):
     "Twins on different sides of the split, nearest first; side a is the one held out: test before valid before train"
     copies = np.flatnonzero(twins.exact!=np.arange(len(df)))
@@ -708,7 +718,7 @@ def _cross_pairs(df, twins):
     side = lambda c,n: df.iloc[p[:,c]][['path','split','label']].reset_index(drop=True).add_suffix(n)
     return pd.concat([side(0,'_a'), side(1,'_b')], axis=1).assign(distance=d).sort_values('distance', kind='stable', ignore_index=True)
 
-# %% ../nbs/01_data.ipynb #3248898b
+# %% ../nbs/01_data.ipynb #8aeea1d2
 def audit_split(
     df:pd.DataFrame,   # an index with a split
     twins:Twins=None,  # from `find_twins`; found now if None, which takes most of the time
@@ -723,7 +733,7 @@ def audit_split(
     if not len(test) or not len(train): raise SplitError(f'Nothing to compare: files per part are {dict(df.split.value_counts())}')
     train = train[np.unique(twins.exact[train], return_index=True)[1]] # one of each set of copies is enough
     rows = nearest_pixels(twins.pixels, test, np.sort(train))
-    exact,near = _twin_sides(twins, split)
+    exact,near = _has_twin(twins, split=='train')
     mine = {'exact_twin': np.flatnonzero(exact & (split==part)), 'near_twin': np.flatnonzero(near & (split==part)),
         **{f'1nn_errors{k}': test[label[rows[r]]!=label[test]] for k,r in (('', 'raw'), ('_centred', 'centred'))}}
     table = df.groupby(['label','split']).size().unstack(fill_value=0).reindex(columns=['train','valid','test',''], fill_value=0)
