@@ -105,12 +105,13 @@ def _misplaced(root, dirs):
 
 def folder_index(
     root:str|Path, # folder of class folders, or of train, valid and test folders of class folders
-    name:str=None, # name for the `source` column; the folder's own if None
+    name:str=None, # name for the `source` column; if None 'phantom' where SYNTHETIC.md says so, else the folder's own
     groups:str=''  # regular expression on the relative path: what its groups catch, joined by '-', is the file's group
 )->pd.DataFrame:   # columns `path, label, split, group, source`, sorted by relative path
     "Index of the image files in `root`; raises `DataNotFoundError` where there are none"
     root,left = Path(os.path.abspath(Path(root).expanduser())),{}
     if not root.is_dir(): raise DataNotFoundError(f'{root} is not a folder. Expected a folder of class folders.')
+    name = name or ('phantom' if (root/'SYNTHETIC.md').is_file() else root.name)
     folders = _class_folders(root, left)
     if len(folders)==1 and len(_dirs(folders[0][0]))>1: raise DataNotFoundError(_misplaced(root, [folders[0][0]]))
     rows = [(p, label, split) for d,label,split in folders for p in _walk(d, left)]
@@ -120,10 +121,10 @@ def folder_index(
     rel = pd.Series(relative_paths(df))
     found = [re.search(groups, r) if groups else None for r in rel]
     df['group'] = ['-'.join(o.groups() or [o[0]]) if o else '' for o in found]
-    df['source'] = name or root.name
+    df['source'] = name
     df = df.iloc[sorted(range(len(rel)), key=list(rel).__getitem__)].reset_index(drop=True)
     left = {k: sorted(Path(os.path.relpath(o, root)).as_posix() for o in v) for k,v in sorted(left.items()) if v}
-    df.attrs.update(root=str(root), source=name or root.name, digest=index_digest(df))
+    df.attrs.update(root=str(root), source=name, digest=index_digest(df))
     df.attrs['left_out'] = {k: dict(count=len(v), first=v[:5]) for k,v in left.items()}
     return df
 

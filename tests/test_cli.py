@@ -44,6 +44,7 @@ def test_train_then_sort(lab, tmp_path):
     p = cmd('train', '--out', tmp_path/'run', '--source', lab/'phantoms', '--arch', 'test_resnet', '--size', 32, '--epochs', 2, '--lr', '5e-3', '--bs', 32, '--quiet')
     assert p.returncode==0 and 'learner saved' in p.stdout, p.stderr
     assert {'record.json','history.csv','confusion.png','top_losses.png','learner'} <= {o.name for o in (tmp_path/'run').iterdir()}
+    assert 'synthetic phantoms, no patients' in (tmp_path/'run/learner/README.md').read_text() # a learner of phantoms says so
     _one_line(cmd('train', '--out', tmp_path/'run', '--source', lab/'phantoms', '--epochs', 3), 1, 'another recipe')
 
 def _blocks(lang): return re.findall(rf'```{lang}\n(.*?)```', (root/'README.md').read_text(encoding='utf-8'), re.S)
