@@ -20,17 +20,19 @@ class WeightsError(DataError):
 _ways = ('Three ways on: (1) download model.safetensors of this architecture on another machine and pass its file or folder as `weights`; '
          '(2) pass the folder of a learner with the same architecture, trained on other images; (3) `weights=False` trains from scratch.')
 
-# %% ../nbs/05_models.ipynb #e09a177d
+# %% ../nbs/05_models.ipynb #71f015d7
 def create_backbone(
     arch:str, # Name in timm's registry, such as 'resnet34'
     n_out:int, # Number of outputs
     channels:int=1, # 1 (grey) or 3 (RGB)
     weights=False, # False, True, a weights file, or a folder
+    size:int=None, # Side of the images, pixels; only networks made for one size (vision transformers) need it
     **kwargs # To `timm.create_model`: `drop_rate`, `drop_path_rate`, ...
 )->nn.Module: # A plain timm model with a fresh head of `n_out` outputs
     "A timm model for (N,channels,H,W) images; raises `WeightsError` or, for an unknown name, `ValueError`"
     if not timm.is_model(arch): raise ValueError(f'timm has no {arch!r}; near it: {", ".join(get_close_matches(arch, timm.list_models(), 5)) or "see timm.list_models()"}')
     kwargs = dict(num_classes=n_out, in_chans=channels, **kwargs)
+    if size and getattr(timm.get_pretrained_cfg(arch), 'fixed_input_size', False): kwargs.setdefault('img_size', size)
     if weights is False or weights is None: return timm.create_model(arch, **kwargs)
     if weights is True: return _from_hub(arch, kwargs)
     path = Path(weights)

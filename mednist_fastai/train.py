@@ -63,7 +63,7 @@ def class_weights(
     w = 1/np.array([n[l] for l in dls.vocab], dtype=np.float64)
     return torch.tensor(w/w.mean(), dtype=torch.float32)
 
-# %% ../nbs/06_train.ipynb #5e6ca29c
+# %% ../nbs/06_train.ipynb #be301d90
 def timm_learner(
     dls:DataLoaders, # From `index_dls`
     arch:str='resnet34', # Name in timm's registry
@@ -78,7 +78,8 @@ def timm_learner(
 )->Learner:
     "A fastai `Learner` around a plain timm model, split into body and head"
     multi = dls.task=='multi_label'
-    model = create_backbone(arch, len(dls.vocab), 1 if dls.preprocessing['mode']=='L' else 3, weights, **(model_kwargs or {}))
+    p = dls.preprocessing
+    model = create_backbone(arch, len(dls.vocab), 1 if p['mode']=='L' else 3, weights, size=p['size'], **(model_kwargs or {}))
     if bf16_helps(dls.device) if bf16 is None else bf16: Autocast(model, dls.device.type)
     if loss_func is None: loss_func = _loss(dls, multi, weighted)
     learn = Learner(dls, model, loss_func=loss_func, splitter=body_head, metrics=metrics or (accuracy_multi if multi else accuracy), **kwargs)

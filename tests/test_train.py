@@ -3,7 +3,7 @@ import json, subprocess, sys
 import pandas as pd
 import pytest
 torch = pytest.importorskip('torch')
-from mednist_fastai.blocks import UnreadableImagesError, drop_unreadable, index_dls, pixel_cache
+from mednist_fastai.blocks import UnreadableImagesError, drop_unreadable, index_dls, index_rows, pixel_cache
 from mednist_fastai.data import DataError, get_index, make_split
 from mednist_fastai.evaluate import evaluate, run
 from mednist_fastai.learner import open_learner, save_learner
@@ -113,3 +113,29 @@ def test_an_interrupted_run_is_finished_by_the_next(recipe, index, tmp_path, mon
     assert not (tmp_path/'run/record.json').exists()
     rec = run(recipe, tmp_path/'run', df=index, bar=False)
     assert open_learner(tmp_path/'run/learner').info['metrics'][0]['errors'] == rec['metrics'][0]['errors']
+
+def test_fewer_images_than_a_batch_still_train(index, tmp_path):
+    df = index.groupby('label').head(3).reset_index(drop=True).assign(split=['train','train','valid']*6)
+    df.attrs = index.attrs
+    dls = index_dls(df, 32, bs=64)
+    assert len(dls.train)==1 and dls.one_batch()[0].shape[0]==12
+
+def test_a_vision_transformer_trains_and_saves(index, tmp_path):
+    "A network of fixed size, at another size than timm made it for"
+    learn = timm_learner(index_dls(index, 48, bs=32), 'test_vit')
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert evaluate(save_learner(learn, tmp_path/'vit'), index).metrics['unreadable'] == 0
+
+def test_several_findings_train_and_save(index, tmp_path):
+    "Sigmoid outputs, one a finding; and the sorter of single labels refuses such a learner"
+    import numpy as np
+    from mednist_fastai.infer import predict_files
+    from mednist_fastai.sort import SortError, classify_folder
+    df = index.assign(label=[{'CXR':'Lung|Film','Hand':'Film','ChestCT':'Lung'}.get(l, '') for l in index.label])
+    learn = timm_learner(index_dls(df, 32, bs=32, task='multi_label'), 'test_resnet')
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    lf = save_learner(learn, tmp_path/'multi')
+    probs,_,_ = predict_files(list(df.path[:8]), lf)
+    with learn.no_bar(): want = learn.get_preds(dl=learn.dls.test_dl(index_rows(df[:8])))[0].numpy()
+    assert (lf.task,lf.labels) == ('multi_label',['Film','Lung']) and np.abs(probs-want).max() < .02 # bfloat16 against float32
+    with pytest.raises(SortError, match='multi_label'): classify_folder(tmp_path, tmp_path/'out', lf)
