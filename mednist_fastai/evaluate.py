@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate', 'run', 'measure', 'pictures']
 
-# %% ../nbs/11_evaluate.ipynb #9548b303
+# %% ../nbs/11_evaluate.ipynb #0998b40d
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -120,10 +120,10 @@ def run(
     (out/'record.json').write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8') # last: a run with a record is whole
     return record
 
-# %% ../nbs/11_evaluate.ipynb #ee65a271
+# %% ../nbs/11_evaluate.ipynb #e7b41bc1
 def _finished(recipe, out):
     record = json.loads((out/'record.json').read_text(encoding='utf-8'))
-    if record['recipe'] != asdict(recipe): raise DataError(f'{out} holds a run of another recipe; choose another folder')
+    if Recipe(**record['recipe']) != recipe: raise DataError(f'{out} holds a run of another recipe; choose another folder')
     return record
 
 def measure(learner, df, out)->list:

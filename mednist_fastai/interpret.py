@@ -60,7 +60,7 @@ def confusion_figure(
     plt.close(fig)
     return fig
 
-# %% ../nbs/07_interpret.ipynb #999963b0
+# %% ../nbs/07_interpret.ipynb #9f11acef
 def images_figure(
     table:pd.DataFrame, # Rows with `path`, `label`, `predicted`, `probability`
     title:str='', # Says of which data and split
@@ -71,7 +71,7 @@ def images_figure(
     import matplotlib.pyplot as plt
     from mednist_fastai.images import load_image
     rows = max(1, -(-len(table)//cols))
-    fig,axs = plt.subplots(rows, cols, figsize=(1.7*cols, .4+2.3*rows), dpi=75, squeeze=False, layout='constrained')
+    fig,axs = plt.subplots(rows, cols, figsize=(1.7*cols, .4+2.15*rows), dpi=75, squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for ax,r in zip(axs.flat, table.itertuples()):
         ax.imshow(load_image(r.path, size, 'pad', 'RGB'))

@@ -139,3 +139,17 @@ def test_several_findings_train_and_save(index, tmp_path):
     with learn.no_bar(): want = learn.get_preds(dl=learn.dls.test_dl(index_rows(df[:8])))[0].numpy()
     assert (lf.task,lf.labels) == ('multi_label',['Film','Lung']) and np.abs(probs-want).max() < .02 # bfloat16 against float32
     with pytest.raises(SortError, match='multi_label'): classify_folder(tmp_path, tmp_path/'out', lf)
+
+def test_a_network_of_the_literature_trains_by_its_recipe(recipe, index, tmp_path):
+    "SGD, a constant rate, class weights, the stop rule; saved and measured like any other"
+    r = _edit(recipe, arch='mednet', opt='sgd', schedule='constant', lr=.01, wd=0., bs=30, epochs=3, stop_ratio=1.2, weighted=True, policy='none')
+    rec = run(r, tmp_path/'run', df=index, bar=False)
+    assert rec['metrics'][0]['n'] == (index.split=='test').sum()
+    assert len({e['train_loss'] for e in rec['training']['epochs']}) == len(rec['training']['epochs'])
+    with pytest.raises(DataError, match='optimiser'): train(_edit(r, opt='adamw'), index, path=tmp_path, bar=False)
+    with pytest.raises(DataError, match='schedule'): train(_edit(r, schedule='cosine'), index, path=tmp_path, bar=False)
+
+def test_the_stop_rule_stops_and_a_fitting_network_goes_on(recipe, index, tmp_path):
+    "Any ratio above a tiny limit stops after `stop_ratio_epochs`; a huge limit never does"
+    n = [len(train(_edit(recipe, epochs=5, stop_ratio=s, stop_ratio_epochs=2), index, path=tmp_path, bar=False)[1]['training']['epochs']) for s in (1e-9, 1e9)]
+    assert n == [2, 5]
