@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['POLICIES', 'shift_mat', 'Shift', 'Gamma', 'Border', 'policy_tfms', 'augment_batch']
 
-# %% ../nbs/03_augment.ipynb #e2e778da
-import random
+# %% ../nbs/03_augment.ipynb #d165100a
 from functools import partial
 import torch
 from fastai.vision.augment import (AffineCoordTfm, Brightness, Contrast, Dihedral, Hue, PadMode, RandTransform, Rotate, Saturation,

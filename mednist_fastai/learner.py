@@ -8,8 +8,8 @@ __all__ = ['FORMAT', 'FILES', 'KEY', 'LearnerError', 'LearnerNotFoundError', 'Le
            'open_learner', 'load_export', 'graph_module', 'export_graph', 'check_graph', 'model_card', 'percent',
            'save_learner', 'add_metrics']
 
-# %% ../nbs/09_learner.ipynb #15fd0c4d
-import hashlib, json, os, shutil, tempfile
+# %% ../nbs/09_learner.ipynb #ebcc4364
+import hashlib, json, os, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -23,7 +23,7 @@ class WeightsError(DataError):
 _ways = ('Three ways on: (1) download model.safetensors of this architecture on another machine and pass its file or folder as `weights`; '
          '(2) pass the folder of a learner with the same architecture, trained on other images; (3) `weights=False` trains from scratch.')
 
-# %% ../nbs/05_models.ipynb #71f015d7
+# %% ../nbs/05_models.ipynb #2b892374
 def create_backbone(
     arch:str, # Name in timm's registry, such as 'resnet34'
     n_out:int, # Number of outputs
@@ -33,7 +33,9 @@ def create_backbone(
     **kwargs # To `timm.create_model`: `drop_rate`, `drop_path_rate`, ...
 )->nn.Module: # A plain timm model with a fresh head of `n_out` outputs
     "A timm model for (N,channels,H,W) images; raises `WeightsError` or, for an unknown name, `ValueError`"
-    if not timm.is_model(arch): raise ValueError(f'timm has no {arch!r}; near it: {", ".join(get_close_matches(arch, timm.list_models(), 5)) or "see timm.list_models()"}')
+    if not timm.is_model(arch):
+        near = ', '.join(get_close_matches(arch, timm.list_models(), 5))
+        raise ValueError(f'timm has no {arch!r}; near it: {near or "see timm.list_models()"}')
     kwargs = dict(num_classes=n_out, in_chans=channels, **kwargs)
     if size and getattr(timm.get_pretrained_cfg(arch), 'fixed_input_size', False): kwargs.setdefault('img_size', size)
     if weights is False or weights is None: return timm.create_model(arch, **kwargs)
@@ -73,15 +75,17 @@ def body_head(
     ids = {id(p) for p in head}
     return [[p for p in model.parameters() if id(p) not in ids], head]
 
-# %% ../nbs/05_models.ipynb #0576e584
+# %% ../nbs/05_models.ipynb #4a0a4ed4
 class MedNet(nn.Module):
     "Two or more convolutions, two hidden dense layers and a classifier, for images of one size; a timm model"
-    def __init__(self, num_classes=6, in_chans=1, img_size=64, widths=(5,10), kernel=7, hidden=(400,80), act=nn.ELU, norm=False, pool=False, drop_rate=0., conv_drop_rate=0.):
+    def __init__(self, num_classes=6, in_chans=1, img_size=64, widths=(5,10), kernel=7, hidden=(400,80), act=nn.ELU, norm=False,
+                 pool=False, drop_rate=0., conv_drop_rate=0.):
         super().__init__()
         self.num_classes,self.in_chans,self.num_features,self.head_hidden_size = num_classes,in_chans,widths[-1],hidden[-1]
         layers,side = [],to_2tuple(img_size)[0]
         for a,b in zip((in_chans,*widths), widths):
-            layers += [nn.Conv2d(a, b, kernel), *([nn.BatchNorm2d(b)] if norm else []), act(), *([nn.MaxPool2d(2)] if pool else []), nn.Dropout2d(conv_drop_rate)]
+            layers += [nn.Conv2d(a, b, kernel), nn.BatchNorm2d(b) if norm else nn.Identity(), act(),
+                       nn.MaxPool2d(2) if pool else nn.Identity(), nn.Dropout2d(conv_drop_rate)]
             side = (side-kernel+1)//(2 if pool else 1)
         if side < 1: raise ValueError(f'images of {img_size} px are too small for {len(widths)} convolutions of {kernel}x{kernel}')
         self.body = nn.Sequential(*layers)

@@ -6,7 +6,7 @@
 __all__ = ['OPTIMISERS', 'Autocast', 'bf16_helps', 'class_weights', 'timm_learner', 'Recipe', 'recipe_index', 'recipe_dls',
            'recipe_learner', 'LossRatioStop', 'versions', 'machine', 'start_record', 'train']
 
-# %% ../nbs/06_train.ipynb #72d295a0
+# %% ../nbs/06_train.ipynb #8f4532ab
 import json, os, platform, time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np
 import torch
-import fastai.vision.learner # registers how fastai shows results on images
+import fastai.vision.learner # chkstyle: ignore   (registers how fastai shows results on images)
 from fastcore.basics import patch, store_attr
 from fastai.callback.all import CSVLogger, EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.channelslast import ChannelsLast
