@@ -9,7 +9,7 @@ root = Path(__file__).parent.parent
 
 def cmd(name, *args, **kw): return subprocess.run([bin/f'mednist-{name}', *map(str, args)], capture_output=True, text=True, **kw)
 
-@pytest.mark.parametrize('name', ['data','train','sort','demo'])
+@pytest.mark.parametrize('name', ['data','train','compare','sort','demo'])
 def test_help(name):
     p = cmd(name, '--help')
     assert p.returncode==0 and p.stdout.startswith(f'usage: mednist-{name}') and not p.stderr
@@ -46,6 +46,18 @@ def test_train_then_sort(lab, tmp_path):
     assert {'record.json','history.csv','confusion.png','top_losses.png','learner'} <= {o.name for o in (tmp_path/'run').iterdir()}
     assert 'synthetic phantoms, no patients' in (tmp_path/'run/learner/README.md').read_text() # a learner of phantoms says so
     _one_line(cmd('train', '--out', tmp_path/'run', '--source', lab/'phantoms', '--epochs', 3), 1, 'another recipe')
+
+def test_compare_is_a_gate(lab, tiny, tmp_path):
+    "0 for the same learner, 3 for one that is clearly worse, 1 for classes it does not know"
+    p = cmd('train', '--out', tmp_path/'poor', '--source', lab/'phantoms', '--arch', 'test_resnet', '--size', 32, '--epochs', 1, '--lr', '1e-5', '--quiet')
+    assert p.returncode==0, p.stderr
+    p = cmd('compare', tiny, tiny, lab/'phantoms')
+    assert p.returncode==0 and '0 broken, 0 mended' in p.stdout and 'passed' in p.stdout, p.stderr
+    p = cmd('compare', tiny, tmp_path/'poor/learner', lab/'phantoms', '--figure', tmp_path/'changed.png')
+    assert p.returncode==3 and 'FAILED' in p.stdout and (tmp_path/'changed.png').stat().st_size > 1000
+    assert cmd('compare', tmp_path/'poor/learner', tiny, lab/'phantoms').returncode == 0
+    for i in range(12): (tmp_path/'odd/Spine').mkdir(parents=True, exist_ok=True); shutil.copy(next((lab/'phantoms/CXR').glob('*.png')), tmp_path/f'odd/Spine/{i}.png')
+    _one_line(cmd('compare', tiny, tiny, tmp_path/'odd'), 1, 'Spine')
 
 def _blocks(lang): return re.findall(rf'```{lang}\n(.*?)```', (root/'README.md').read_text(encoding='utf-8'), re.S)
 
