@@ -160,6 +160,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'mednist_fastai/evaluate.py'),
                                          'mednist_fastai.evaluate.Evaluation.report': ( 'evaluate.html#evaluation.report',
                                                                                         'mednist_fastai/evaluate.py'),
+                                         'mednist_fastai.evaluate._clear_unfinished': ( 'evaluate.html#_clear_unfinished',
+                                                                                        'mednist_fastai/evaluate.py'),
                                          'mednist_fastai.evaluate._finished': ('evaluate.html#_finished', 'mednist_fastai/evaluate.py'),
                                          'mednist_fastai.evaluate._losses': ('evaluate.html#_losses', 'mednist_fastai/evaluate.py'),
                                          'mednist_fastai.evaluate._predictions': ( 'evaluate.html#_predictions',

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Evaluation', 'source_title', 'evaluate', 'run', 'measure', 'pictures', 'Comparison', 'compare']
 
-# %% ../nbs/11_evaluate.ipynb #0998b40d
-import json
+# %% ../nbs/11_evaluate.ipynb #9abccc37
+import json, shutil
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -106,7 +106,7 @@ def _predictions(rows, probs, errors, labels):
              probability=np.where(ok, np.nan_to_num(probs).max(1), np.nan), error=[str(e.reason) if e else '' for e in errors])
     return pd.DataFrame({**d, **{f'p_{l}':probs[:,i] for i,l in enumerate(labels)}})
 
-# %% ../nbs/11_evaluate.ipynb #b6e966e2
+# %% ../nbs/11_evaluate.ipynb #06a4195d
 def run(
     recipe:Recipe,
     out, # The run folder to make
@@ -118,20 +118,29 @@ def run(
     out = Path(out)
     if (out/'record.json').exists(): return _finished(recipe, out)
     if df is None: df = recipe_index(recipe, root)
+    _clear_unfinished(recipe, out)
     out.mkdir(parents=True, exist_ok=True)
     recipe.save(out/'recipe.json')
     learn,record = train(recipe, df, path=out, bar=bar)
     pictures(learn, out)
-    if not (out/'learner').exists(): save_learner(learn, out/'learner', record, name=recipe.name)
+    save_learner(learn, out/'learner', record, name=recipe.name)
     record['metrics'] = measure(out/'learner', df, out)
     (out/'record.json').write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8') # last: a run with a record is whole
     return record
 
-# %% ../nbs/11_evaluate.ipynb #e7b41bc1
+# %% ../nbs/11_evaluate.ipynb #6b6591a5
 def _finished(recipe, out):
     record = json.loads((out/'record.json').read_text(encoding='utf-8'))
     if Recipe(**record['recipe']) != recipe: raise DataError(f'{out} holds a run of another recipe; choose another folder')
     return record
+
+def _clear_unfinished(recipe, out):
+    "Take away the learner of an interrupted run of the same recipe, so that no other run's learner is ever measured as this one's"
+    mine = (out/'recipe.json').exists()
+    if mine and Recipe.load(out/'recipe.json') != recipe: raise DataError(f'{out} holds an unfinished run of another recipe; choose another folder')
+    if not (out/'learner').exists(): return
+    if not mine: raise DataError(f'{out/"learner"} is there already and not of this run; choose another folder')
+    shutil.rmtree(out/'learner')
 
 def measure(learner, df, out)->list:
     "Evaluate on test and validation, write predictions and pictures of the test split, add the figures to the card"

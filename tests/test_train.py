@@ -111,8 +111,13 @@ def test_an_interrupted_run_is_finished_by_the_next(recipe, index, tmp_path, mon
         c.setattr(m, 'measure', boom)
         run(recipe, tmp_path/'run', df=index, bar=False)
     assert not (tmp_path/'run/record.json').exists()
+    with pytest.raises(DataError, match='another recipe'): run(_edit(recipe, epochs=1), tmp_path/'run', df=index, bar=False)
+    assert (tmp_path/'run/learner').exists()
     rec = run(recipe, tmp_path/'run', df=index, bar=False)
     assert open_learner(tmp_path/'run/learner').info['metrics'][0]['errors'] == rec['metrics'][0]['errors']
+    (tmp_path/'theirs').mkdir(); (tmp_path/'run/learner').rename(tmp_path/'theirs/learner')
+    with pytest.raises(DataError, match='not of this run'): run(recipe, tmp_path/'theirs', df=index, bar=False)
+    assert open_learner(tmp_path/'theirs/learner').labels
 
 def test_fewer_images_than_a_batch_still_train(index, tmp_path):
     df = index.groupby('label').head(3).reset_index(drop=True).assign(split=['train','train','valid']*6)
