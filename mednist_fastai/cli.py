@@ -13,8 +13,8 @@ from fastcore.script import call_parse, store_true
 # %% ../nbs/15_cli.ipynb #caf5072c
 def _expected():
     "The errors that the package raises on purpose, of the modules loaded so far, and those of the operating system"
-    mods = [sys.modules.get(f'mednist_fastai.{m}') for m in ('images','data','phantom','learner','infer','sort')]
-    names = 'ImageError','DataError','PhantomError','LearnerError','DeviceError','SortError'
+    mods = [sys.modules.get(f'mednist_fastai.{m}') for m in ('images','data','phantom','augment','learner','infer','sort')]
+    names = 'ImageError','DataError','PhantomError','PolicyError','LearnerError','DeviceError','SortError'
     return tuple(getattr(m, n) for m,n in zip(mods, names) if m) + (OSError,)
 
 def one_line_errors(f):

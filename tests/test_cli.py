@@ -18,12 +18,14 @@ def _one_line(p, code, *words):
     assert p.returncode==code and len(p.stderr.strip().splitlines())==1 and 'Traceback' not in p.stderr, p.stderr
     for w in words: assert w in p.stderr
 
-def test_errors_are_one_line(tiny, tmp_path):
+def test_errors_are_one_line(lab, tiny, tmp_path):
     _one_line(cmd('sort', tmp_path, tmp_path/'out', tmp_path/'none'), 1, 'mednist-sort', 'no such folder')
     _one_line(cmd('sort', tmp_path/'none', tmp_path/'out', tiny), 1, 'none')
     _one_line(cmd('data', tmp_path/'none'), 1, 'none')
     _one_line(cmd('train', '--recipe', tmp_path/'none.json'), 1, 'none.json')
     assert cmd('sort').returncode == 2
+    for i,bad in enumerate((['--arch','resnet43'], ['--policy','x-ray'])):
+        _one_line(cmd('train', '--out', tmp_path/f'run{i}', '--source', lab/'phantoms', '--size', 16, *bad), 1, bad[1])
 
 def test_sort_exit_codes_and_strict(tiny, phantom_files, tmp_path):
     (tmp_path/'in').mkdir()
