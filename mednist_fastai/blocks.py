@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Item', 'TensorGrey', 'PILGrey', 'OpenImage', 'image_block', 'index_splitter', 'index_rows', 'index_block',
            'default_stats', 'PixelCache', 'UnreadableImagesError', 'drop_unreadable', 'pixel_cache', 'index_dls',
-           'index_labels']
+           'source_weights', 'index_labels']
 
-# %% ../nbs/04_blocks.ipynb #609c2e67
+# %% ../nbs/04_blocks.ipynb #397705eb
 import hashlib, os, tempfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastai.data.all import (CategoryBlock, ColReader, DataBlock, DataLoaders, DisplayedTransform, IntToFloatTensor, L,
                              MultiCategoryBlock, Normalize, TransformBlock, fastai_path)
+from fastai.callback.data import WeightedDL # chkstyle: ignore   (gives DataBlock its weighted_dataloaders)
 from fastai.vision.core import PILImage, PILImageBW, TensorImageBW
 from .images import ImageError, load_image
 from .data import DataError, index_digest
@@ -158,7 +159,7 @@ def pixel_cache(
             os.replace(Path(d)/'pixels.npy', file)
     return PixelCache(file, df.path)
 
-# %% ../nbs/04_blocks.ipynb #0e1b9e43
+# %% ../nbs/04_blocks.ipynb #67e114ac
 def index_dls(
     df, # An index with a split
     size:int=64, # Side of the square, pixels
@@ -169,6 +170,7 @@ def index_dls(
     task:str='single_label', # 'single_label' or 'multi_label'
     stats:tuple=None, # (mean, std); `default_stats` where None
     cache=None, # A `PixelCache`, or True for the one in fastai's data folder
+    alpha:float=None, # Draw training rows by `source_weights`; each row once an epoch where None
     num_workers:int=None, # Processes that load; none on a CPU, where the network needs every core
     **kwargs # To `DataBlock.dataloaders`: `device`, `val_bs`, ...
 )->DataLoaders:
@@ -180,16 +182,36 @@ def index_dls(
     if num_workers is None: num_workers = min(8, os.cpu_count()) if torch.cuda.is_available() else 0
     block = index_block(index_labels(df, task), size, method, mode, task, policy, stats, cache)
     bs = min(bs, int((df.split=='train').sum())) # fastai drops a last batch that isn't full: a small set would have none
-    dls = block.dataloaders(df, bs=bs, num_workers=num_workers, **kwargs)
+    if alpha is not None: kwargs['wgts'],loaders = _train_weights(df, alpha),block.weighted_dataloaders
+    else: loaders = block.dataloaders
+    dls = loaders(df, bs=bs, num_workers=num_workers, **kwargs)
     dls.preprocessing = dict(size=size, method=method, mode=mode, mean=list(stats[0]), std=list(stats[1]))
     dls.task,dls.index = task,df
     return dls
 
-# %% ../nbs/04_blocks.ipynb #e1ce1673
+# %% ../nbs/04_blocks.ipynb #daef1ddc
+def source_weights(
+    df, # Rows of an index, with columns `label` and `source`
+    alpha:float=.25, # 1: sources as large as they are; 0: all sources of a class equal
+)->np.ndarray: # (len(df),) sums to 1
+    "The probability of drawing each row, so that classes are equal and small sources count"
+    if not 0 <= alpha <= 1: raise DataError(f'alpha is {alpha}; it must be between 0 (sources equal) and 1 (as large as they are)')
+    n = df.groupby(['label','source']).path.transform('size').values.astype(float)
+    w = n**(alpha-1) # each of the n rows of a source has the n-th part of n**alpha
+    w /= df.assign(w=w).groupby('label').w.transform('sum').values
+    return w/w.sum()
+
+# %% ../nbs/04_blocks.ipynb #0fd56d72
 def index_labels(df, task='single_label'):
     "Class names of an index, sorted"
     if task=='multi_label': return sorted({o for l in df.label for o in l.split('|') if o})
     return sorted(df.label.unique())
+
+def _train_weights(df, alpha):
+    "Weights as long as the index, of which fastai takes those of the train rows"
+    w,m = np.zeros(len(df)),(df.split=='train').values
+    w[m] = source_weights(df[m], alpha)
+    return w
 
 def _check_split(df):
     n = df.split.value_counts()
