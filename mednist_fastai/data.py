@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'IMAGE_SUFFIXES', 'SOURCES', 'DATA_ENV', 'SPLIT_KINDS', 'DataError', 'DataNotFoundError',
            'DataCorruptError', 'SplitError', 'relative_paths', 'index_digest', 'content_digest', 'folder_index',
-           'Source', 'fastai_folder', 'check_content', 'unpack', 'download', 'find_source', 'get_index', 'pixel_matrix',
-           'exact_groups', 'near_pairs', 'Twins', 'find_twins', 'twin_clusters', 'split_digest', 'make_split',
-           'nearest_pixels', 'SplitAudit', 'audit_split']
+           'Source', 'fastai_folder', 'check_content', 'unpack', 'download', 'find_source', 'get_index', 'pool_index',
+           'pixel_matrix', 'exact_groups', 'near_pairs', 'Twins', 'find_twins', 'twin_clusters', 'split_digest',
+           'make_split', 'nearest_pixels', 'SplitAudit', 'audit_split']
 
-# %% ../nbs/01_data.ipynb #5fe48792
+# %% ../nbs/01_data.ipynb #c59a2399
 import hashlib, os, re, shutil, tarfile, tempfile, time, zipfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Callable
 import numpy as np, pandas as pd
 
 # %% ../nbs/01_data.ipynb #92c73871
@@ -63,14 +66,19 @@ def _walk(folder, left, above=()):
         elif (why := _why_left(e)): left.setdefault(why, []).append(e.path)
         else: yield e.path
 
-# %% ../nbs/01_data.ipynb #0d8db577
+# %% ../nbs/01_data.ipynb #cf6d0e3c
+def _roots(df):
+    "The folders of an index, each with what stands for it at the front of a relative path; several only where indexes were pooled"
+    if 'root' not in df.attrs: raise DataError("This index has lost attrs['root']: set it to the folder that its paths are relative to")
+    return df.attrs.get('roots', {df.attrs['root']: ''})
+
 def relative_paths(
     df:pd.DataFrame, # an index with `attrs['root']`
 )->list:             # relative to the root, with forward slashes, one a row
     "Paths of an index that mean the same on every machine"
-    if 'root' not in df.attrs: raise DataError("This index has lost attrs['root']: set it to the folder that its paths are relative to")
-    root = os.path.join(df.attrs['root'], '')
-    return [(p[len(root):] if p.startswith(root) else os.path.relpath(p, root)).replace(os.sep, '/') for p in df.path]
+    roots = {os.path.join(r, ''): front for r,front in _roots(df).items()}
+    def rel(p): return next((front+p[len(r):] for r,front in roots.items() if p.startswith(r)), None) or os.path.relpath(p, df.attrs['root'])
+    return [rel(p).replace(os.sep, '/') for p in df.path]
 
 # %% ../nbs/01_data.ipynb #39f9c035
 def _digest(lines): return hashlib.sha256(''.join(f'{o}\n' for o in lines).encode('utf-8', 'surrogateescape')).hexdigest()
@@ -81,21 +89,38 @@ def index_digest(
     "Digest of the files that an index lists and of their labels, whatever the order of its rows"
     return _digest(sorted(f'{r}\t{l}' for r,l in zip(relative_paths(df), df.label)))
 
-# %% ../nbs/01_data.ipynb #138b8b96
+# %% ../nbs/01_data.ipynb #1f226058
 def _sha256s(paths): return [hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in paths]
 
 def _chunks(n, size): return [slice(i, min(i+size, n)) for i in range(0, n, size)]
 
 def content_digest(
     df:pd.DataFrame, # an index
-    workers:int=4    # threads
+    workers:int=4,   # threads
+    also:tuple=()    # further files below the root, such as the table that the labels come from
 )->str:              # sha256, hexadecimal
     "Digest of the names and the bytes of all files of an index"
-    paths = list(df.path)
+    rel,paths = relative_paths(df)+list(also),[*df.path, *(os.path.join(df.attrs['root'], o) for o in also)]
     with ThreadPoolExecutor(workers) as ex: sums = [s for o in ex.map(_sha256s, [paths[c] for c in _chunks(len(paths), 256)]) for s in o]
-    return _digest(f'{s}  {r}' for r,s in sorted(zip(relative_paths(df), sums)))
+    return _digest(f'{s}  {r}' for r,s in sorted(zip(rel, sums)))
 
-# %% ../nbs/01_data.ipynb #9cc77a00
+# %% ../nbs/01_data.ipynb #9dc9fa09
+def _groups_by(df, pattern):
+    "The group of each row by a regular expression on its relative path; '' where it does not fit"
+    found = [re.search(pattern, r) for r in relative_paths(df)]
+    return ['-'.join(o.groups() or [o[0]]) if o else '' for o in found]
+
+def _finish(df, root, name, left):
+    "Put an index in the order of its relative paths and write its `attrs`; `left` holds the paths left out, by reason"
+    df.attrs['root'] = str(root)
+    rel = relative_paths(df)
+    df = df.iloc[sorted(range(len(rel)), key=rel.__getitem__)].reset_index(drop=True)
+    left = {k: sorted(Path(os.path.relpath(o, root)).as_posix() for o in v) for k,v in sorted(left.items()) if v}
+    df.attrs.update(root=str(root), source=name, digest=index_digest(df))
+    df.attrs['left_out'] = {k: dict(count=len(v), first=v[:5]) for k,v in left.items()}
+    return df
+
+# %% ../nbs/01_data.ipynb #4156a2bf
 def _misplaced(root, dirs):
     "What to say when `root` holds no image files in class folders"
     inside = [o.name for o in dirs if _dirs(o)]
@@ -118,17 +143,11 @@ def folder_index(
     if not rows: raise DataNotFoundError(_misplaced(root, _dirs(root)))
     df = pd.DataFrame(rows, columns=['path', 'label', 'split'])
     df.attrs['root'] = str(root)
-    rel = pd.Series(relative_paths(df))
-    found = [re.search(groups, r) if groups else None for r in rel]
-    df['group'] = ['-'.join(o.groups() or [o[0]]) if o else '' for o in found]
+    df['group'] = _groups_by(df, groups) if groups else ''
     df['source'] = name
-    df = df.iloc[sorted(range(len(rel)), key=list(rel).__getitem__)].reset_index(drop=True)
-    left = {k: sorted(Path(os.path.relpath(o, root)).as_posix() for o in v) for k,v in sorted(left.items()) if v}
-    df.attrs.update(root=str(root), source=name, digest=index_digest(df))
-    df.attrs['left_out'] = {k: dict(count=len(v), first=v[:5]) for k,v in left.items()}
-    return df
+    return _finish(df, root, name, left)
 
-# %% ../nbs/01_data.ipynb #ec9f5dbd
+# %% ../nbs/01_data.ipynb #e5b64709
 @dataclass(frozen=True)
 class Source:
     "What is known of a published data set"
@@ -136,17 +155,19 @@ class Source:
     title: str         # what people call it
     folder: str        # the folder that its archive unpacks to
     archive: str       # file name of the archive
-    url: str           # where the archive is
+    url: str           # where the archive is; where there is no `md5`, a page where people find the official data
     size: int          # of the archive in bytes, about; the server gives the exact figure when it is fetched
-    md5: str           # of the archive
-    digest: str        # `content_digest` of what is in it
-    counts: dict       # files per class
+    md5: str           # of the archive; empty if it has no public address, and then nothing is downloaded
+    digest: str        # `content_digest` of what is in it, its table included
+    counts: dict       # files per class, or per finding where a file has several
     licence: str       # what one may do with it
     citation: str      # whom to credit
     policy: str        # kind of image, which is the name of an augmentation policy
     mode: str='L'      # 'L' for grey images, 'RGB' for colour
     official: str=''   # the split that its authors made, in words; empty if none
-    groups: str=''     # regular expression that finds the group in a relative path; empty if groups are not known
+    groups: str=''     # regular expression that finds the group in a relative path; empty if names don't tell, or a table does
+    table: str=''      # the table in its folder that names files and labels; empty for class folders
+    index: Callable=field(default=folder_index, repr=False) # makes the index, from folder, name and groups
 
     @property
     def classes(self): return list(self.counts)
@@ -175,31 +196,33 @@ def fastai_folder(
     cfg = Config(Path(os.getenv('FASTAI_HOME', '~/.fastai')), 'config.ini', create=defaults, save=False)
     return cfg.config_path/Path(cfg.get(kind, kind)).expanduser()
 
-# %% ../nbs/01_data.ipynb #5159ec0a
+# %% ../nbs/01_data.ipynb #c48d15e8
 def _unpacked(place, src):
     "The folder of `src` in `place`, or `place` itself if it looks like that folder; else None"
     if (place/src.folder).is_dir(): return place/src.folder
-    return place if any((place/o).is_dir() for o in src.classes) else None
+    marks = [src.table] if src.table else [f'train/{o}' if src.official else o for o in src.classes]
+    return place if any((place/o).exists() for o in marks) else None
 
 def _packed(place, src):
     "An archive of `src` in `place`, whatever its packing; else None"
     names = [src.archive, *(src.folder+o for o in ('.tar.gz', '.tgz', '.tar.xz', '.tar.bz2', '.tar', '.zip'))]
     return next((place/o for o in names if (place/o).is_file()), None)
 
-# %% ../nbs/01_data.ipynb #da72e0bb
+# %% ../nbs/01_data.ipynb #c518f805
 def check_content(
     df:pd.DataFrame, # index of what was found
     src:Source,      # what ought to be there
     workers:int=4    # threads
 )->None:
     "Raise `DataCorruptError` unless the files of `df` are those of the record"
-    found = df.label.value_counts()
+    found = df.label.str.split('|').explode().value_counts() # several findings are joined by |
     pairs = [(c, found.get(c, 0), src.counts.get(c, 0)) for c in sorted({*found.index, *src.counts})]
     wrong = [f'{c}: {a:,} files, expected {b:,}' for c,a,b in pairs if a!=b]
-    if not wrong and (digest := content_digest(df, workers))!=src.digest:
+    if not wrong and (digest := content_digest(df, workers, [src.table] if src.table else []))!=src.digest:
         wrong = [f'the files per class are right, but names or bytes differ (digest {digest[:12]}, expected {src.digest[:12]})']
-    if wrong: raise DataCorruptError(f"{df.attrs['root']} is not {src.title} as published. {'; '.join(wrong)}. "
-        f'Remove this folder and fetch {src.archive} again from {src.url}, or pass verify=False to use it as it is.')
+    again = f'fetch {src.archive} again from {src.url}' if src.md5 else f'unpack {src.archive} again'
+    if wrong: raise DataCorruptError(f"{df.attrs['root']} is not {src.title} as {'published' if src.md5 else 'recorded here'}. "
+        f"{'; '.join(wrong)}. Remove this folder and {again}, or pass verify=False to use it as it is.")
 
 # %% ../nbs/01_data.ipynb #109fdfbc
 def _check_member(name, plain):
@@ -223,7 +246,7 @@ def _extract(archive, dst):
             _check_member(o.name, o.isreg() or o.isdir())
             t.extract(o, dst, **kw)
 
-# %% ../nbs/01_data.ipynb #a2e03bfe
+# %% ../nbs/01_data.ipynb #3779fede
 def unpack(
     archive:str|Path, # tar (gz, xz, bz2) or zip
     dst:str|Path,     # the folder to make; used as it is if it exists
@@ -244,7 +267,7 @@ def unpack(
                 raise DataCorruptError(f'{archive} could not be unpacked ({type(e).__name__}: {e}). Remove it and fetch it again.') from e
             found = _unpacked(Path(tmp), src)
             if not found: raise DataCorruptError(f'{archive} holds {sorted(os.listdir(tmp))[:5]}, expected a folder {src.folder}')
-            if verify: check_content(folder_index(found), src)
+            if verify: check_content(src.index(found, src.name, src.groups), src)
             os.replace(found, dst)
     return dst
 
@@ -334,11 +357,15 @@ def find_source(
     archive = archive or _packed(fastai_folder(), src) or _packed(fastai_folder('archive'), src) or _download_source(src, progress)
     return unpack(archive, dst, src, verify)
 
-# %% ../nbs/01_data.ipynb #445acf0e
+# %% ../nbs/01_data.ipynb #f3f99123
 def _download_source(src, progress):
     "Fetch the archive of `src` into fastai's archive folder, one process at a time"
     from filelock import FileLock
     dst = fastai_folder('archive')/src.archive
+    if not src.md5: raise DataNotFoundError(f'{src.title} is not on this machine, and nothing was downloaded: {src.archive} has no public '
+        f'address.\nPut this archive (about {src.size/1e6:.0f} MB), or the folder {src.folder} that it unpacks to, into\n  {dst.parent}\n'
+        f'or into any folder that the environment variable {DATA_ENV} names.\nThe official data, which are packed otherwise, come from\n'
+        f'  {src.url or src.citation}')
     dst.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(dst.parent/f'.{dst.name}.lock'):
         if dst.exists(): return dst
@@ -347,23 +374,132 @@ def _download_source(src, progress):
             f'{src.size/1e6:.0f} MB) on a machine with a network from\n  {src.url}\nand put it, packed or unpacked, into\n  {dst.parent}\n'
             f'or into any folder that the environment variable {DATA_ENV} names.') from e
 
-# %% ../nbs/01_data.ipynb #3e7abc3d
+# %% ../nbs/01_data.ipynb #a125485e
 def get_index(
     source:str|Path,     # name of a registered source (see `SOURCES`), or a folder
     root:str|Path=None,  # where to look first: for a source, a folder that holds it; for a folder, the one it is relative to
     verify:bool=True,    # compare a registered source's content with its record?
-    groups:str='',       # for a folder: regular expression that finds the group in a relative path
+    groups:str='',       # regular expression that finds the group in a relative path; a registered source's own if empty
     progress:bool=True   # show a bar while downloading?
-)->pd.DataFrame:         # columns `path, label, split, group, source`, sorted by relative path
+)->pd.DataFrame:         # columns `path, label, split, group, source` (`elsewhere` has `licence` too), sorted by relative path
     "Index of a data set; raises `DataNotFoundError` or `DataCorruptError`"
     if str(source) in SOURCES:
         src = SOURCES[str(source)]
-        df = folder_index(find_source(src.name, root, verify, progress), src.name, groups or src.groups)
+        df = src.index(find_source(src.name, root, verify, progress), src.name, groups or src.groups)
         if verify: check_content(df, src)
         return df
     folder = Path(root or '.')/Path(source).expanduser()
     if not folder.is_dir(): raise DataNotFoundError(f'{str(source)!r} is neither a folder nor a known source. Known: {", ".join(SOURCES)}.')
     return folder_index(folder, groups=groups)
+
+# %% ../nbs/01_data.ipynb #5b566b21
+SOURCES['chest_xray'] = Source(
+    name='chest_xray', title='Chest X-ray of children (Kermany, copies at 224 px)', folder='chest_xray', archive='chest_xray.tar.xz',
+    url='https://doi.org/10.17632/rscbjbr9sj.2', size=39_800_000, md5='',
+    digest='a77093abb3b6a04fbf61c106d474f90c8482c654331570eac4443852b19f1e73', counts=dict(NORMAL=1_575, PNEUMONIA=4_265),
+    licence='CC BY 4.0', policy='radiograph', official='train and test, without the 16 images of validation',
+    citation='D. S. Kermany et al., Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning, Cell 172 (2018) 1122',
+    groups=r'/((?:NORMAL2-)?IM-\d+|person\d+_(?:bacteria|virus))[-_]')
+
+# %% ../nbs/01_data.ipynb #fa32afe1
+def _read_table(root, table, columns):
+    "A table of `root` as text; raises unless it is there and has `columns`"
+    try: df = pd.read_csv(root/table, dtype=str, keep_default_na=False, index_col=False, encoding='utf-8-sig')
+    except FileNotFoundError: raise DataNotFoundError(f'{root} holds no {table}, the table that names its images.') from None
+    except (ValueError, OSError) as e: raise DataCorruptError(f'{root/table} cannot be read ({type(e).__name__}: {e}).') from e
+    lacking = [o for o in columns if o not in df]
+    if lacking: raise DataCorruptError(f'{root/table} has no column {", ".join(lacking)}. It has: {", ".join(df.columns)}.')
+    return df
+
+# %% ../nbs/01_data.ipynb #72357f39
+def _table_index(root, table, df, folder, name, groups):
+    "Index of the rows of `df`, whose `file` is relative to `root` and lies in its `folder`"
+    left = {}
+    there = {Path(os.path.relpath(p, root)).as_posix(): p for p in (_walk(root/folder, left) if (root/folder).is_dir() else ())}
+    missing,twice = [o for o in df.file if o not in there],list(df.file[df.file.duplicated()])
+    if missing: raise DataCorruptError(f'{root/table} names {len(df):,} images of {folder}; {len(missing):,} of them are not there, such as '
+        f'{", ".join(missing[:3])}. Unpack the archive again, or take their rows out of a copy of the folder.')
+    if twice: raise DataCorruptError(f'{root/table} names {len(twice):,} images more than once, such as {", ".join(twice[:3])}.')
+    left[f'not in {table}'] = [there[o] for o in sorted(set(there)-set(df.file))]
+    df = df.assign(path=[there[o] for o in df.file], split='').drop(columns='file')
+    df.attrs['root'] = str(root)
+    if groups: df['group'] = _groups_by(df, groups)
+    return _finish(df[['path', 'label', 'split', 'group', 'source', *(o for o in df if o=='licence')]], root, name, left)
+
+# %% ../nbs/01_data.ipynb #fcc62238
+def _nih_index(root, name, groups=''):
+    "Index of a part of ChestX-ray14 by NIH's table"
+    root = Path(os.path.abspath(root))
+    df = _read_table(root, 'labels.csv', ['Image Index', 'Finding Labels', 'Patient ID'])
+    names = set(os.listdir(root/'images')) if (root/'images').is_dir() else ()
+    files = ['images/'+next((f for f in (o, os.path.splitext(o)[0]+'.jpg') if f in names), o) for o in df['Image Index']]
+    rows = pd.DataFrame(dict(file=files, label=df['Finding Labels'], group=df['Patient ID'], source=name))
+    return _table_index(root, 'labels.csv', rows, 'images', name, groups)
+
+SOURCES['nih_cxr'] = Source(
+    name='nih_cxr', title='NIH ChestX-ray14 (1,605 images chosen by finding, copies at 224 px)', folder='nih_cxr', archive='nih_cxr.tar.xz',
+    url='https://nihcc.app.box.com/v/ChestXray-NIHCC', size=13_300_000, md5='',
+    digest='6a393a4a2eaf870ac650bda57201d7fc537a41b182d42d7cc723221f15e99cda', table='labels.csv', index=_nih_index,
+    counts={'No Finding': 600, 'Pneumonia': 516, 'Infiltration': 306, 'Atelectasis': 198, 'Effusion': 171, 'Consolidation': 113, 'Edema': 113,
+        'Nodule': 107, 'Pleural_Thickening': 94, 'Mass': 89, 'Cardiomegaly': 72, 'Fibrosis': 64, 'Pneumothorax': 56, 'Emphysema': 51, 'Hernia': 23},
+    licence='no restrictions; NIH asks for its link, the citation and the words "provided by the NIH Clinical Center"', policy='radiograph',
+    citation='X. Wang et al., ChestX-ray8, IEEE CVPR 2017, 3462-3471; images provided by the NIH Clinical Center')
+
+# %% ../nbs/01_data.ipynb #673e5a3c
+def _manifest_index(root, name, groups='', part='known'):
+    "Index of one part of the folder `elsewhere` by its manifest"
+    root = Path(os.path.abspath(root))
+    df = _read_table(root, 'manifest.csv', ['file', 'part', 'label', 'source', 'patient', 'licence'])
+    df = df[df.part==part].reset_index(drop=True)
+    df['group'] = [f'{s}-{p}' if p else '' for s,p in zip(df.source, df.patient)]
+    return _table_index(root, 'manifest.csv', df, part, name, groups)
+
+# %% ../nbs/01_data.ipynb #63ac32cb
+_elsewhere = dict(folder='elsewhere', archive='elsewhere.tar.xz', url='', size=24_600_000, md5='', table='manifest.csv')
+
+SOURCES['elsewhere'] = Source(**_elsewhere, name='elsewhere', title='elsewhere (images of MedNIST classes from 13 other sources)',
+    digest='9a2f7bf4dbddfa4893b54c4fe5aec98d4364e3f5f8f933b9e301bf2ba92a54b1', index=partial(_manifest_index, part='known'),
+    counts=dict(AbdomenCT=300, BreastMRI=185, ChestCT=263, Hand=121, HeadCT=263), policy='radiograph',
+    licence='file by file, in the column `licence`; duke10, duke153 and shsnet are non-commercial, the terms of kitamura are unknown',
+    citation='Medical Segmentation Decathlon, IQ-OTH/NCCD, CT-ICH (PhysioNet), CPAISD, Real-Time Stroke Detection (Kaggle), Head CT - hemorrhage '
+        '(F. Kitamura), Duke-Breast-Cancer-MRI (TCIA), FracAtlas, RSNA bone age (by SHS_NET); authors and addresses in its SOURCE.md')
+
+SOURCES['strangers'] = Source(**_elsewhere, name='strangers', title='strangers (images of eight kinds that are no class of MedNIST)',
+    digest='e6fe2419f4d2a68ec366c3798ed4e5ae9e87e8f240665a3e9df397240cc85e5b', index=partial(_manifest_index, part='strangers'),
+    counts=dict(blood_smear=96, brain_mri=91, fundus=50, lower_limb_xray=12, mammogram=68, photo=84, text_scan=94, ultrasound=110), policy='none',
+    licence='file by file, in the column `licence`; all may be handed on with attribution, some on a word that could not be checked',
+    citation='BRISC 2025, Brain MRI of multiple sclerosis (Mendeley), BUS-BRA, CDD-CESM (TCIA), FIVES, IDRiD, Drishti-GS, PBC_dataset_normal_DIB, '
+        'FracAtlas, Kodak, scikit-image, old-books-dataset, Tesseract; authors and addresses in its SOURCE.md')
+
+# %% ../nbs/01_data.ipynb #3226ccc1
+def _pooled_roots(indexes):
+    "Common parent of the indexes' folders, and the folders with their names; these are None if there is but one folder"
+    roots = sorted({r for o in indexes for r in _roots(o)}, key=lambda r: (-len(r), r)) # of nested folders the inner one comes first
+    if len(roots)==1: return roots[0],None
+    names = [f'{Path(r).name}/' for r in roots]
+    if len(set(names))<len(names): raise DataError(f'Two folders of one name can not be pooled, since their files would not be told apart: '
+        f'{", ".join(roots)}. Rename one.')
+    return os.path.commonpath(roots),dict(zip(roots, names))
+
+def _pooled_group(group, source): return group if not group or group.startswith(f'{source}-') else f'{source}-{group}'
+
+# %% ../nbs/01_data.ipynb #7d865f85
+def pool_index(
+    *indexes:pd.DataFrame # indexes of different files
+)->pd.DataFrame:          # sorted by relative path; a column that only some of them have is '' in the others
+    "Several indexes as one; raises `DataError` if a file is in two of them"
+    if not indexes: raise DataError('There is nothing to pool: give one or more indexes')
+    root,roots = _pooled_roots(indexes)
+    columns = list(dict.fromkeys(c for o in indexes for c in o))
+    df = pd.concat([o.reindex(columns=columns, fill_value='') for o in indexes], ignore_index=True)
+    twice = df.path[df.path.duplicated()]
+    if len(twice): raise DataError(f'{len(twice):,} files are in more than one of these indexes, such as {twice.iloc[0]}')
+    df['group'] = [_pooled_group(g, s) for g,s in zip(df.group, df.source)]
+    names = [o.attrs.get('source') or Path(o.attrs['root']).name for o in indexes]
+    df.attrs = dict(root=root) | (dict(roots=roots) if roots else {})
+    df = _finish(df, root, '+'.join(dict.fromkeys(names)), {})
+    df.attrs['left_out'] = {f'{n}: {why}': v for n,o in zip(names, indexes) for why,v in o.attrs.get('left_out', {}).items()}
+    return df
 
 # %% ../nbs/01_data.ipynb #cb5f0de7
 def pixel_matrix(
@@ -495,17 +631,22 @@ def twin_clusters(
     i,j = np.concatenate([np.stack([np.arange(n), twins.exact], 1), twins.pairs if near else twins.pairs[:0]]).T
     return connected_components(coo_matrix((np.ones(len(i)), (i,j)), shape=(n,n)), directed=False)[1]
 
-# %% ../nbs/01_data.ipynb #ecfe4104
-def _wanted(labels, share):
+# %% ../nbs/01_data.ipynb #684d682a
+def _findings(labels):
+    "The findings of each label, which the NIH joins by |; of a plain class, itself"
+    return [[f for f in l.split('|') if f] for l in labels]
+
+def _wanted(findings, share):
     "How many files of each class a part should get: the rounded share, but at least one"
-    return {l: max(1, round(n*share)) for l,n in pd.Series(labels).value_counts().sort_index().items()} if share else {}
+    return {l: max(1, round(n*share)) for l,n in sorted(Counter(f for o in findings for f in o).items())} if share else {}
 
 def _deal(rel, labels, units, seed, valid, test):
     "A part for every row: whole units, each class as near to its shares as the units allow"
-    need = {p: w for p,w in dict(test=_wanted(labels, test), valid=_wanted(labels, valid)).items() if w}
+    findings = _findings(labels)
+    need = {p: w for p,w in dict(test=_wanted(findings, test), valid=_wanted(findings, valid)).items() if w}
     has,first = {},{}
-    for r,l,u in zip(rel, labels, units):
-        has.setdefault(u, {})[l] = has.get(u, {}).get(l, 0)+1
+    for r,o,u in zip(rel, findings, units):
+        has.setdefault(u, Counter()).update(o)
         first[u] = min(r, first.get(u, r))
     order = sorted(has, key=lambda u: hashlib.sha256(f'{seed}:{first[u]}'.encode('utf-8', 'surrogateescape')).digest())
     part = {}
@@ -513,7 +654,7 @@ def _deal(rel, labels, units, seed, valid, test):
         part[u] = next((p for p,w in need.items() if sum(abs(w[l]-n)-abs(w[l]) for l,n in has[u].items())<0), 'train')
         for l,n in has[u].items():
             if part[u]!='train': need[part[u]][l] -= n
-    _fill_empty(part, has, order, need, set(labels))
+    _fill_empty(part, has, order, need, {f for o in findings for f in o})
     return [part[u] for u in units]
 
 # %% ../nbs/01_data.ipynb #a2ab011e
@@ -556,26 +697,37 @@ def _leave_twins(part, twins):
     for p,held in (('valid', ['test']), ('train', ['test','valid'])): part[(part==p) & _has_twin(twins, np.isin(part, held))[1]] = ''
     return list(part)
 
-# %% ../nbs/01_data.ipynb #de8f7fd8
-def _official(df, rel, seed, valid):
-    "The split that was found, with a validation part carved out of train if there was none"
-    found,part = set(df.split),list(df.split)
-    if 'train' not in found or len(found-{''})<2:
-        raise SplitError('There is no official split here: expected folders train and test, or train, valid and test.')
-    if 'valid' in found or not valid: return part
-    rows = [i for i,s in enumerate(part) if s=='train']
+# %% ../nbs/01_data.ipynb #925fdd2e
+def _carve(df, rel, part, seed, valid):
+    "`part` with a share of each class in train, in whole groups, moved to validation"
+    part,rows = list(part),[i for i,s in enumerate(part) if s=='train']
     units = [df.group.iloc[i] or rel[i] for i in rows]
     for i,p in zip(rows, _deal([rel[i] for i in rows], [df.label.iloc[i] for i in rows], units, seed, valid, 0)): part[i] = p
     return part
 
-# %% ../nbs/01_data.ipynb #3320556b
+def _official(df, rel, seed, valid):
+    "The split that was found, with a validation part carved out of train if there was none"
+    found = set(df.split)
+    if 'train' not in found or len(found-{''})<2:
+        raise SplitError('There is no official split here: expected folders train and test, or train, valid and test.')
+    return list(df.split) if 'valid' in found else _carve(df, rel, df.split, seed, valid)
+
+# %% ../nbs/01_data.ipynb #667e7200
+def _by_source(df, rel, hold, seed, valid):
+    "Test on the sources in `hold`; the rest is train and validation"
+    known,wrong = sorted(set(df.source)),sorted(set(hold)-set(df.source))
+    if wrong or not hold: raise SplitError(f'{"No source "+", ".join(wrong) if wrong else "No source to hold out"} in this index. '
+        f'hold names one or more of its sources: {", ".join(known)}.')
+    return _carve(df, rel, np.where(df.source.isin(hold), 'test', 'train').tolist(), seed, valid)
+
+# %% ../nbs/01_data.ipynb #632dea02
 def _check_split(df, units, parts):
     "Raise `SplitError` if a class misses one of `parts` or a unit is in two"
-    n = df.groupby(['label','split']).size().unstack(fill_value=0)
+    n = pd.DataFrame(dict(label=_findings(df.label), split=list(df.split))).explode('label').dropna()
     for p in parts:
-        none = [l for l in n.index if n.get(p, pd.Series(0, n.index))[l]==0]
+        none = sorted(set(n.label)-set(n.label[n.split==p]))
         if none: raise SplitError(f'Too few files or groups: {", ".join(none[:5])} would have none in {p}. '
-            f'Files per class: {df.label.value_counts().sort_index().to_dict()}. Leave such classes out, or change shares, k or gap.')
+            f'Files per class: {n.label.value_counts().sort_index().to_dict()}. Leave such classes out, or change shares, k, gap or hold.')
     held = pd.DataFrame(dict(unit=units, split=list(df.split)))
     if (held[held.split!=''].groupby('unit').split.nunique()>1).any(): raise SplitError('A group would be in two parts')
 
@@ -585,16 +737,16 @@ def split_digest(
     "Digest of which file is in which part"
     return _digest(sorted(f'{r}\t{s}' for r,s in zip(relative_paths(df), df.split)))
 
-# %% ../nbs/01_data.ipynb #f9c7b6ad
+# %% ../nbs/01_data.ipynb #0e56711d
 def _units(df, rel, how, twins, distance):
     "What must stay together, as one value a row, and what it was found by"
-    if how=='grouped' and (df.group!='').any(): return [g or r for g,r in zip(df.group, rel)],'group column'
+    if how in ('grouped', 'sources') and (df.group!='').any(): return [g or r for g,r in zip(df.group, rel)],'group column'
     if how not in ('dedup', 'grouped'): return rel,'file'
     twins = _twins_of(df, twins, distance)
     near = how=='grouped'
     return list(twin_clusters(twins, near)),f'near twins (distance {twins.distance})' if near else 'same pixels'
 
-SPLIT_KINDS = ('random', 'dedup', 'blocks', 'grouped', 'official')
+SPLIT_KINDS = ('random', 'dedup', 'blocks', 'grouped', 'official', 'sources')
 
 def make_split(
     df:pd.DataFrame,    # an index
@@ -602,11 +754,12 @@ def make_split(
     seed:int=0,         # another seed is another split; blocks have none
     fold:int=0,         # blocks: which of the `k` runs is the test
     valid:float=.1,     # share of each class for validation (0 for none); blocks take 1/k
-    test:float=.1,      # share of each class for test (0 for none); blocks take 1/k
+    test:float=.1,      # share of each class for test (0 for none); blocks take 1/k, official and sources have theirs
     k:int=10,           # blocks: number of runs a class is cut into
     gap:int=50,         # blocks: files left out on either side of a held-out run
-    twins:Twins=None,   # from `find_twins`; dedup and grouped find them now if None, blocks leave them out if given
-    distance:float=.2   # grouped: largest distance of near twins, where `twins` is None
+    twins:Twins=None,   # from `find_twins`; dedup and grouped find them now if None, blocks and sources leave them out if given
+    distance:float=.2,  # grouped: largest distance of near twins, where `twins` is None
+    hold:tuple=()       # sources: names in the `source` column whose files are the test
 )->pd.DataFrame:        # copy of the index with `split` set ('' is left out) and a record in `attrs['split']`
     "Split an index into train, valid and test; raises `SplitError` if that can't be done"
     rel,kw = relative_paths(df),dict(seed=seed, valid=valid, test=test)
@@ -617,13 +770,16 @@ def make_split(
     if how=='blocks':
         if not (k>=3 and 0<=fold<k and gap>=0): raise SplitError(f'blocks need k>=3, 0<=fold<k and gap>=0, not {k=}, {fold=}, {gap=}')
         part,kw,by = _blocks(rel, list(df.label), fold, k, gap),dict(fold=fold, k=k, gap=gap),'file number'
-        if twins is not None:
-            part,by = _leave_twins(part, _twins_of(df, twins)),f'file number, near twins (distance {twins.distance}) left out'
     elif how=='official': part,kw = _official(df, rel, seed, valid),dict(seed=seed, valid=valid)
+    elif how=='sources':
+        hold = sorted({hold} if isinstance(hold, str) else set(hold))
+        part,kw,by = _by_source(df, rel, hold, seed, valid),dict(seed=seed, valid=valid, hold=hold),f'source, then {by}'
     else: part = _deal(rel, list(df.label), units, seed, valid, test)
+    if how in ('blocks', 'sources') and twins is not None:
+        part,by = _leave_twins(part, _twins_of(df, twins)),f'{by}, near twins (distance {twins.distance}) left out'
     out = df.copy()
     out['split'] = part
-    shares = dict(train=1, valid=kw.get('valid', 1), test=kw.get('test', how!='official'))
+    shares = dict(train=1, valid=kw.get('valid', 1), test=kw.get('test', how not in ('official', 'sources')))
     _check_split(out, units, [p for p,share in shares.items() if share])
     counts = {p: int((out.split==p).sum()) for p in ('train', 'valid', 'test', '')}
     out.attrs['split'] = dict(how=how, **kw, by=by, counts=counts, index=index_digest(df), digest=split_digest(out))

@@ -1,5 +1,6 @@
 "Mechanism of `mednist_fastai.data`: downloads that fail, hostile archives, processes at once, digests, splits; real MedNIST if at hand"
 import hashlib, http.server, io, multiprocessing, os, re, shutil, stat, tarfile, threading, zipfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
@@ -494,16 +495,319 @@ def test_exact_groups():
     x[7] = x[2]
     assert list(exact_groups(x))==[0,1,2,3,4,5,6,2,8,9]
 
+# --- sources with a table, and the layout of each
+
+def put(folder, *names, mode='L'):
+    "Small images, all different"
+    for n in names:
+        (folder/n).parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(list(str(n).encode()))
+        Image.fromarray(rng.integers(0, 256, (16,16) if mode=='L' else (16,16,3), dtype=np.uint8)).save(folder/n)
+
+HEAD = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],'
+    'OriginalImagePixelSpacing[x,y]')
+NIH = {'00000001_000': ('Edema|Effusion', 1), '00000001_001': ('No Finding', 1), '00000002_000': ('Pneumonia', 2), '00000013_000': ('None', 13)}
+
+@pytest.fixture
+def nih(tmp_path, home):
+    "A folder of NIH's layout: four images and their table"
+    root = tmp_path/'shelf'/'nih_cxr'
+    put(root, *(f'images/{n}.jpg' for n in NIH))
+    (root/'labels.csv').write_text('\n'.join([HEAD, *(f'{n}.png,{l},0,{p},50,M,PA,3056,2544,0.139,0.139' for n,(l,p) in NIH.items())]))
+    return root
+
+ELSEWHERE = [('known','AbdomenCT','msdliver','10003','CC BY-SA 4.0'), ('known','AbdomenCT','msdliver','10003','CC BY-SA 4.0'),
+    ('known','AbdomenCT','msdspleen','10003','CC BY-SA 4.0'), ('known','HeadCT','ctich','','CC BY 4.0'), ('known','HeadCT','cpaisd','','CC BY 4.0'),
+    ('strangers','photo','kodak','','released'), ('strangers','fundus','fives','0003','CC BY 4.0')]
+
+@pytest.fixture
+def other(tmp_path, home):
+    "A folder of the layout of `elsewhere`: five known images and two strangers, these in colour"
+    root = tmp_path/'shelf'/'elsewhere'
+    files = [f'{o[0]}/{o[1]}/{o[2]}__{i}.jpg' for i,o in enumerate(ELSEWHERE)]
+    for f in files: put(root, f, mode='RGB' if 'strangers' in f else 'L')
+    rows = [','.join([f, *o[:4], 'was.png', o[4], '0.8', '']) for f,o in zip(files, ELSEWHERE)]
+    (root/'manifest.csv').write_text('\n'.join(['file,part,label,source,patient,original,licence,mednist_r,note', *rows]))
+    return root
+
+@pytest.fixture
+def chest(tmp_path, home):
+    "A folder of the layout of `chest_xray`"
+    root = tmp_path/'shelf'/'chest_xray'
+    put(root, *(f'train/NORMAL/{a}IM-{n:04}-0001{b}.jpeg' for n in (115, 116, 117) for a in ('', 'NORMAL2-') for b in ('', '-0001')))
+    put(root, *(f'train/PNEUMONIA/person{n}_{k}_{10*n+i}.jpeg' for n in (7, 8, 9) for k in ('bacteria', 'virus') for i in range(3)))
+    put(root, 'test/NORMAL/IM-0001-0001.jpeg', 'test/NORMAL/NORMAL2-IM-0001-0001.jpeg', 'test/PNEUMONIA/person7_virus_1.jpeg')
+    put(root, 'train/PNEUMONIA/person1949_virus_1_2.jpeg')
+    (root/'SOURCE.md').write_text('x')
+    return root
+
+def found(name, root): return get_index(name, root, verify=False)
+
+def test_chest_xray_patients(chest):
+    df = found('chest_xray', chest.parent)
+    assert list(df.columns)==['path','label','split','group','source'] and df.attrs['source']=='chest_xray'
+    assert df.split.value_counts().to_dict()==dict(train=31, test=3) and set(df.label)=={'NORMAL','PNEUMONIA'}
+    assert {'IM-0115','NORMAL2-IM-0115','person7_bacteria','person7_virus','person1949_virus'}<=set(df.group) and '' not in set(df.group)
+    assert df.group.value_counts()[['IM-0115','person8_virus']].tolist()==[2,3]
+    assert df.attrs['left_out']=={'outside a class folder': {'count': 1, 'first': ['SOURCE.md']}}
+    out = make_split(df, 'official', valid=.3)
+    inner = out[out.split!='test']
+    assert (inner.groupby('group').split.nunique()==1).all() and list(out.path[out.split=='test'])==list(df.path[df.split=='test'])
+    assert (found('chest_xray', chest).path==df.path).all() # the folder itself will do as well
+    with pytest.raises(DataCorruptError, match='NORMAL: 14 files, expected 1,575'): get_index('chest_xray', chest)
+
+def test_nih_table(nih):
+    df = found('nih_cxr', nih.parent)
+    assert list(df.label)==[l for l,_ in NIH.values()] and list(df.group)==['1','1','2','13'] and set(df.split)=={''}
+    assert relative_paths(df)==[f'images/{n}.jpg' for n in NIH] and df.attrs['source']=='nih_cxr' and df.attrs['left_out']=={}
+    assert found('nih_cxr', nih).equals(df)
+    with pytest.raises(DataCorruptError, match='Edema: 1 files, expected 113'): get_index('nih_cxr', nih)
+
+def test_nih_table_as_it_was_first_published(nih):
+    "With a comma at the end of each row, a byte order mark, and PNG files"
+    table = (nih/'labels.csv').read_text().split('\n')
+    (nih/'labels.csv').write_text('\n'.join(o+',' for o in table), encoding='utf-8-sig')
+    for o in (nih/'images').iterdir(): o.rename(o.with_suffix('.png'))
+    df = found('nih_cxr', nih)
+    assert list(df.group)==['1','1','2','13'] and relative_paths(df)[0]=='images/00000001_000.png'
+
+def test_table_and_folder_disagree(nih):
+    put(nih, 'images/unknown.jpg', 'images/deep/more.jpg')
+    (nih/'images'/'notes.txt').write_text('x')
+    assert {k: v['first'] for k,v in found('nih_cxr', nih).attrs['left_out'].items()}=={
+        'not an image name': ['images/notes.txt'], 'not in labels.csv': ['images/deep/more.jpg','images/unknown.jpg']}
+    (nih/'images'/'00000002_000.jpg').unlink()
+    with pytest.raises(DataCorruptError, match='4 images of images; 1 of them are not there, such as images/00000002_000.png'): found('nih_cxr', nih)
+    shutil.rmtree(nih/'images')
+    with pytest.raises(DataCorruptError, match='4 of them are not there'): found('nih_cxr', nih)
+
+@pytest.mark.parametrize('spoil,error,what', [('gone', DataNotFoundError, 'holds no labels.csv'), ('empty', DataCorruptError, 'cannot be read'),
+    ('binary', DataCorruptError, 'cannot be read'), ('columns', DataCorruptError, 'no column Finding Labels, Patient ID'),
+    ('twice', DataCorruptError, 'more than once'), ('outside', DataCorruptError, 'not there, such as images/../../secret.jpg')])
+def test_bad_table(nih, spoil, error, what):
+    p = nih/'labels.csv'
+    text = p.read_text()
+    put(nih.parent, 'secret.jpg')
+    if spoil=='gone': p.unlink()
+    if spoil=='empty': p.write_text('')
+    if spoil=='binary': p.write_bytes(b'\xff\xfe\x00,\x81\n')
+    if spoil=='columns': p.write_text('Image Index,x\na.png,1\n')
+    if spoil=='twice': p.write_text(text+'\n'+text.split('\n')[1])
+    if spoil=='outside': p.write_text(text.replace('00000001_000.png', '../../secret.jpg'))
+    with pytest.raises(error, match=re.escape(what)): found('nih_cxr', nih.parent)
+
+def test_elsewhere_and_strangers(other):
+    df,st = found('elsewhere', other.parent),found('strangers', other.parent)
+    assert list(df.columns)==['path','label','split','group','source','licence'] and (df.attrs['source'],st.attrs['source'])==('elsewhere','strangers')
+    assert sorted(df.group)==['','','msdliver-10003','msdliver-10003','msdspleen-10003'] # one number, two people
+    assert set(df.source)=={'msdliver','msdspleen','ctich','cpaisd'} and set(st.label)=={'photo','fundus'} and sorted(st.group)==['','fives-0003']
+    assert df.licence[df.source=='msdliver'].iloc[0]=='CC BY-SA 4.0'
+    put(other, 'known/HeadCT/new.jpg', 'strangers/photo/new.jpg')
+    assert found('elsewhere', other).attrs['left_out']=={'not in manifest.csv': {'count': 1, 'first': ['known/HeadCT/new.jpg']}}
+
+def test_colour_strangers_in_twins_and_audit(other):
+    df = pool_index(found('elsewhere', other), found('strangers', other).assign(label='stranger'))
+    shutil.copy(other/'strangers/photo/kodak__5.jpg', other/'strangers/fundus/fives__6.jpg')
+    twins = find_twins(df)
+    assert not twins.errors and (twins.exact!=np.arange(len(df))).sum()==1
+    out = df.assign(split=['train','test','train','test','train','train','test'])
+    assert audit_split(out, twins).table.loc['stranger','exact_twin']==1
+    assert find_twins(df, mode='RGB').pixels.shape==(7,64,64,3)
+
+def test_table_counts_in_the_content(other, tmp_path, monkeypatch):
+    "An archive is found, unpacked and verified with its table; another label in the table is another set"
+    df = found('elsewhere', other)
+    digest = content_digest(df, also=['manifest.csv'])
+    lines = sorted(f'{hashlib.sha256((other/o).read_bytes()).hexdigest()}  {o}' for o in [*relative_paths(df), 'manifest.csv'])
+    lines = sorted(lines, key=lambda o: o.split('  ')[1])
+    assert digest==hashlib.sha256(('\n'.join(lines)+'\n').encode()).hexdigest()!=content_digest(df)
+    monkeypatch.setitem(SOURCES, 'elsewhere', replace(SOURCES['elsewhere'], digest=digest, counts=dict(AbdomenCT=3, HeadCT=2)))
+    packs = tmp_path/'packs'
+    packs.mkdir()
+    shutil.make_archive(str(packs/'elsewhere'), 'xztar', other.parent, 'elsewhere')
+    got = get_index('elsewhere', packs)
+    assert Path(got.attrs['root'])==fastai_folder()/'elsewhere' and got.attrs['digest']==df.attrs['digest']
+    assert Path(found('strangers', packs).attrs['root'])==fastai_folder()/'elsewhere'
+    shutil.make_archive(str(tmp_path/'flat'), 'xztar', other) # without the folder around it is known by its table
+    assert unpack(f'{tmp_path}/flat.tar.xz', tmp_path/'here', SOURCES['elsewhere']).is_dir()
+    table = (other/'manifest.csv').read_text()
+    (other/'manifest.csv').write_text(table.replace('ctich,,', 'cpaisd,,'))
+    with pytest.raises(DataCorruptError, match='not .* as recorded here.*names or bytes differ.*unpack elsewhere.tar.xz again'): get_index('elsewhere', other)
+    assert 'ctich' not in set(found('elsewhere', other).source)
+
+@pytest.mark.parametrize('name,where', [('chest_xray', 'doi.org'), ('nih_cxr', 'nihcc.app.box.com'), ('elsewhere', 'SOURCE.md'), ('strangers', 'SOURCE.md')])
+def test_what_is_not_served_is_not_fetched(home, monkeypatch, name, where):
+    monkeypatch.setattr(data, 'download', lambda *a, **k: pytest.fail('a download was tried'))
+    with pytest.raises(DataNotFoundError, match='nothing was downloaded') as e: get_index(name)
+    src = SOURCES[name]
+    for o in (where, src.archive, f'folder {src.folder} ', str(home/'archive'), DATA_ENV): assert o in str(e.value)
+
+# --- pooling
+
+def test_pool(chest, nih, other):
+    parts = [found('nih_cxr', nih).assign(label='CXR'), found('elsewhere', other), found('chest_xray', chest)]
+    df = pool_index(*parts)
+    assert list(df.columns)==['path','label','split','group','source','licence'] and len(df)==4+5+34
+    rel = relative_paths(df)
+    assert rel==sorted(rel) and {o.split('/')[0] for o in rel}=={'nih_cxr','elsewhere','chest_xray'} and df.attrs['root']==str(chest.parent)
+    assert df.attrs['source']=='nih_cxr+elsewhere+chest_xray' and df.attrs['digest']==index_digest(df)
+    assert df.attrs['left_out']=={'chest_xray: outside a class folder': {'count': 1, 'first': ['SOURCE.md']}}
+    assert not df.isna().any().any() and set(df.licence[df.source=='nih_cxr'])=={''} and (df.split=='train').sum()==31
+    assert set(df.group[df.source=='nih_cxr'])=={'nih_cxr-1','nih_cxr-2','nih_cxr-13'} and 'msdliver-10003' in set(df.group) and '' in set(df.group)
+    again = pool_index(pool_index(*parts[:2]), parts[2])
+    assert again.equals(df) and again.attrs==df.attrs
+    assert pool_index(*parts[::-1])[df.columns].equals(df)
+    moved = df.assign(label='x')
+    assert moved.attrs==df.attrs and relative_paths(moved)==rel # pandas keeps attrs
+
+def test_pool_wherever_the_folders_lie(nih, other, tmp_path):
+    near = pool_index(found('nih_cxr', nih), found('elsewhere', other))
+    far = pool_index(found('nih_cxr', shutil.copytree(nih, tmp_path/'a'/'b'/'nih_cxr')), found('elsewhere', other))
+    assert far.attrs['root']==str(tmp_path) and far.attrs['digest']==near.attrs['digest']
+    assert all(Path(p).is_file() for p in far.path) and relative_paths(far)==relative_paths(near)
+    a,b = (make_split(o, 'sources', hold='nih_cxr', valid=0).attrs['split']['digest'] for o in (near.assign(label='x'), far.assign(label='x')))
+    assert a==b
+    with pytest.raises(DataError, match='Two folders of one name'): pool_index(found('nih_cxr', nih), found('nih_cxr', tmp_path/'a'/'b'))
+
+def test_pool_of_one_folder(other):
+    parts = [found('elsewhere', other), found('strangers', other)]
+    df = pool_index(*parts)
+    assert df.attrs['root']==str(other) and df.attrs['source']=='elsewhere+strangers' and relative_paths(df)[0].startswith('known/')
+    assert pool_index(parts[0]).equals(parts[0]) and pool_index(parts[0]).attrs['digest']==parts[0].attrs['digest']
+
+def test_pool_of_nested_folders(tmp_path):
+    tree(tmp_path/'out', dict(a=2, b=1))
+    tree(tmp_path/'out'/'.in', dict(a=1)) # hidden, so the outer index does not list it
+    df = pool_index(get_index(tmp_path/'out'), get_index(tmp_path/'out'/'.in'))
+    assert relative_paths(df)==['.in/a/0000.png', 'out/a/0000.png', 'out/a/0001.png', 'out/b/0000.png']
+
+def test_pool_refuses(nih):
+    df = found('nih_cxr', nih)
+    with pytest.raises(DataError, match='1 files are in more than one of these indexes, such as .*00000001_000.jpg'): pool_index(df, df.iloc[:1])
+    with pytest.raises(DataError, match='nothing to pool'): pool_index()
+    lost = df.copy()
+    lost.attrs = {}
+    with pytest.raises(DataError, match='root'): pool_index(lost)
+
+# --- splits by source
+
+@pytest.fixture
+def many():
+    "Three classes; each from source s0, s1, s2 in turn, in groups of 5 within a source; s2 names no groups"
+    df = frame(dict(a=300, b=150, c=60))
+    n = df.groupby('label').cumcount()
+    df['source'] = [f's{i%3}' for i in n]
+    df['group'] = [f'{s}-{l}{i//15}' if s!='s2' else '' for s,l,i in zip(df.source, df.label, n)]
+    return df
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('hold', ['s0', ('s2',), ['s2','s1']], ids=str)
+def test_split_by_source(many, hold, seed):
+    out = make_split(many, 'sources', hold=hold, seed=seed, valid=.2)
+    held = {hold} if isinstance(hold, str) else set(hold)
+    assert ((out.split=='test')==out.source.isin(held)).all() and '' not in set(out.split)
+    rest = out[out.split!='test']
+    assert (rest[rest.group!=''].groupby('group').split.nunique()==1).all()
+    assert (rest.groupby('label').split.value_counts(normalize=True).unstack().valid-.2).abs().max()<.06
+    s = out.attrs['split']
+    assert s['hold']==sorted(held) and 'test' not in s and s['by']=='source, then group column' and s['counts']['test']==170*len(held)
+    again = make_split(many.sample(frac=1, random_state=seed), 'sources', hold=sorted(held), seed=seed, valid=.2)
+    assert again.attrs['split']['digest']==s['digest']
+    assert make_split(many, 'sources', hold=hold, seed=seed+100, valid=.2).attrs['split']['digest']!=s['digest']
+
+def test_split_by_source_golden(many):
+    assert make_split(many, 'sources', hold='s1').attrs['split']['digest']=='31792e325ff73767bc1309aeae15375ce2a2a74ab3da0238c5020f0a8efb1d4c'
+    assert make_split(many, 'sources', hold='s1', valid=0).split.value_counts().to_dict()==dict(train=340, test=170)
+
+def test_split_by_source_refuses(many):
+    for hold in ((), 'nowhere', ('s1','nowhere')):
+        with pytest.raises(SplitError, match='its sources: s0, s1, s2'): make_split(many, 'sources', hold=hold)
+    with pytest.raises(SplitError, match='none in train'): make_split(many, 'sources', hold=('s0','s1','s2'))
+    only = many[(many.label!='c') | (many.source=='s1')]
+    with pytest.raises(SplitError, match='c would have none in train'): make_split(only, 'sources', hold='s1')
+    assert set(make_split(only, 'sources', hold='s0').label)=={'a','b','c'} # a class may miss in test
+    with pytest.raises(SplitError, match='two parts'): make_split(many.assign(group='one'), 'sources', hold='s1', valid=0)
+
+def test_split_by_source_leaves_twins_out(tmp_path):
+    a,b = (get_index(tree(tmp_path/n, dict(x=20, y=20), seed=i, size=64)) for i,n in enumerate('ab'))
+    shutil.copy(a.path[0], b.path[3])
+    df = pool_index(a, b)
+    out = make_split(df, 'sources', hold='b', twins=find_twins(df))
+    assert relative_paths(out[out.split==''])==['a/x/0000.png'] and 'near twins' in out.attrs['split']['by']
+
+# --- several findings
+
+@pytest.mark.parametrize('how', ['random', 'grouped'])
+@pytest.mark.parametrize('seed', range(5))
+def test_findings_are_shared_out_one_by_one(how, seed):
+    rng = np.random.default_rng(seed)
+    names = ['A','B','C','D','E']
+    df = frame(dict(a=600), groups=lambda l,i: f'p{i//3}')
+    df['label'] = ['|'.join(n for n,p in zip(names, (.5,.3,.2,.1,.05)) if rng.random()<p) or 'No Finding' for _ in range(len(df))]
+    out = make_split(df, how, seed=seed)
+    n = out.assign(label=out.label.str.split('|')).explode('label').groupby(['label','split']).size().unstack(fill_value=0)
+    share = n.div(n.sum(1), axis=0)
+    assert (n>0).all().all() # rare findings are there; frequent ones come near their shares
+    assert share.loc[['A','B','C','No Finding'], ['valid','test']].sub(.1).abs().max().max()<.07
+    if how=='grouped': assert (out.groupby('group').split.nunique()==1).all()
+
+def test_findings_that_can_not_be_shared():
+    df = frame(dict(a=50)).assign(label=['Hernia|Mass']+['Mass']*49)
+    with pytest.raises(SplitError, match='Hernia would have none in'): make_split(df)
+
 # --- the real thing
 
-@pytest.fixture(scope='module')
-def mednist():
-    if not os.getenv(DATA_ENV): pytest.skip(f'{DATA_ENV} names no folder with MedNIST')
-    try: place = data._named_place(None, SOURCES['mednist'])
+def real(name):
+    "The index of a source, where the environment variable names a folder that has it; else the test is skipped"
+    src = SOURCES[name]
+    if not os.getenv(DATA_ENV): pytest.skip(f'{DATA_ENV} names no folder with {src.folder}')
+    try: place = data._named_place(None, src)
     except DataNotFoundError as e: pytest.skip(str(e))
-    there = data._unpacked(place, SOURCES['mednist']) or data._packed(place, SOURCES['mednist'])
-    if not there: pytest.skip(f'{DATA_ENV} names a folder without MedNIST')
-    return get_index('mednist')
+    if not (data._unpacked(place, src) or data._packed(place, src)): pytest.skip(f'{DATA_ENV} names a folder without {src.folder}')
+    return get_index(name)
+
+def test_real_chest_xray():
+    df = real('chest_xray')
+    assert df.attrs['digest']=='e897740bb29865dc535e2e9e6229ff37866fe28eb984dafb24f2a10e232b8516'
+    assert df.groupby(['split','label']).size().to_dict()=={('test','NORMAL'): 234, ('test','PNEUMONIA'): 390, ('train','NORMAL'): 1341,
+        ('train','PNEUMONIA'): 3875}
+    assert '' not in set(df.group) and (df.groupby('group').split.nunique()==1).all()
+    assert df[df.label=='NORMAL'].groupby('split').group.nunique().to_dict()==dict(test=225, train=1211)
+    number = df[df.label=='PNEUMONIA'].assign(number=lambda o: o.group.str.extract(r'person(\d+)_')[0])
+    assert number[number.split=='test'].number.isin(number[number.split=='train'].number).sum()==320 # by number alone most of test looks shared
+    out = make_split(df, 'official')
+    assert (out.groupby('group').split.nunique()==1).all() and out.split.value_counts().to_dict()==dict(train=4694, valid=522, test=624)
+
+def test_real_nih_cxr():
+    df = real('nih_cxr')
+    assert len(df)==1605 and df.group.nunique()==1281 and df.attrs['digest']=='d3543106710a16b4c97ed9b1f8d7c097054558fe93c33a6e06708e3921e2cf8e'
+    out = make_split(df, 'grouped')
+    assert (out.groupby('group').split.nunique()==1).all()
+    assert out.attrs['split']['digest']=='47bbcab61208c540f9694cd6f9a6622cbde96d2b091e6ae1eae5552cafa61728'
+
+def test_real_elsewhere():
+    df,st = real('elsewhere'),real('strangers')
+    assert (len(df),df.source.nunique(),len(st),st.label.nunique())==(1132,13,605,8)
+    assert df.attrs['digest']=='b68eba48c8feaf9ef3f7605559d8819753db264b142b72974950858d299950fa'
+    assert st.attrs['digest']=='b1ad84e754181561bd0f5fd5b3796a8121a39bcab59839c239de7d90064aea84'
+    assert set(df.source[df.licence.str.contains('NC|non-commercial|not established')])=={'duke10','duke153','shsnet','kitamura'}
+    pooled = pool_index(df, st.assign(label='stranger'))
+    out = make_split(pooled, 'sources', hold=('msdliver','ctich','duke153','shsnet','msdlung','pbc','kodak'))
+    assert out.attrs['split']['counts']=={'train': 1019, 'valid': 113, 'test': 605, '': 0}
+    twins = find_twins(out)
+    assert not twins.errors and audit_split(out, twins).table.loc['all','near_twin']==0
+
+def test_real_nih_is_in_mednist():
+    "MedNIST's CXR are NIH's: `nih_cxr` is no other hospital, `chest_xray` is"
+    df = real('mednist')
+    df = pool_index(df[df.label=='CXR'], real('nih_cxr'), real('chest_xray'))
+    p,source = find_twins(df).pairs,df.source.to_numpy(dtype=object)
+    p = p[source[p[:,0]]!=source[p[:,1]]]
+    n = Counter(source[np.unique(p)])
+    assert abs(n['nih_cxr']-156)<3 and n['chest_xray']==0
+
+@pytest.fixture(scope='module')
+def mednist(): return real('mednist')
 
 MEDNIST_SPLITS = {
     ('random', 0): '61f32861f3099658cfeab30348cb9261905b58cdbcc93929c0dadf6943252705',
