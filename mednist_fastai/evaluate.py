@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Evaluation', 'source_title', 'evaluate', 'run', 'measure', 'pictures', 'Comparison', 'compare']
 
-# %% ../nbs/11_evaluate.ipynb #9abccc37
+# %% ../nbs/11_evaluate.ipynb #9b7d4086
 import json, shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from .data import DataError
-from .train import Recipe, recipe_index, train
+from .train import Recipe, fit_svm, recipe_index, train
 from .interpret import LearnerInterpretation, accuracy_dict, confusion_figure, images_figure, report_table
-from .learner import LearnerError, add_metrics, open_learner, save_learner
+from .learner import LearnerError, add_metrics, open_learner, save_learner, save_sklearn
 from .infer import predict_files
 
 # %% ../nbs/11_evaluate.ipynb #b6423bf3
@@ -106,7 +106,7 @@ def _predictions(rows, probs, errors, labels):
              probability=np.where(ok, np.nan_to_num(probs).max(1), np.nan), error=[str(e.reason) if e else '' for e in errors])
     return pd.DataFrame({**d, **{f'p_{l}':probs[:,i] for i,l in enumerate(labels)}})
 
-# %% ../nbs/11_evaluate.ipynb #06a4195d
+# %% ../nbs/11_evaluate.ipynb #a7a06494
 def run(
     recipe:Recipe,
     out, # The run folder to make
@@ -121,11 +121,22 @@ def run(
     _clear_unfinished(recipe, out)
     out.mkdir(parents=True, exist_ok=True)
     recipe.save(out/'recipe.json')
+    record = _fit_svm(recipe, df, out) if recipe.arch=='svm' else _fit(recipe, df, out, bar)
+    record['metrics'] = measure(out/'learner', df, out)
+    (out/'record.json').write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8') # last: a run with a record is whole
+    return record
+
+# %% ../nbs/11_evaluate.ipynb #38cea18b
+def _fit(recipe, df, out, bar):
     learn,record = train(recipe, df, path=out, bar=bar)
     pictures(learn, out)
     save_learner(learn, out/'learner', record, name=recipe.name)
-    record['metrics'] = measure(out/'learner', df, out)
-    (out/'record.json').write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8') # last: a run with a record is whole
+    return record
+
+def _fit_svm(recipe, df, out):
+    svm,record = fit_svm(recipe, df)
+    p = dict(size=recipe.size, method=recipe.method, mode=recipe.mode)
+    save_sklearn(svm, out/'learner', svm.classes_.tolist(), p, df, record, name=recipe.name)
     return record
 
 # %% ../nbs/11_evaluate.ipynb #6b6591a5

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'FILES', 'KEY', 'LearnerError', 'LearnerNotFoundError', 'LearnerDamagedError', 'LearnerFormatError',
            'LearnerExistsError', 'LearnerCheckError', 'UnsafeLearnerError', 'file_digest', 'LearnerFolder',
            'open_learner', 'load_export', 'graph_module', 'export_graph', 'check_graph', 'model_card', 'percent',
-           'save_learner', 'add_metrics']
+           'save_learner', 'add_metrics', 'sklearn_graph', 'check_sklearn', 'save_sklearn']
 
 # %% ../nbs/09_learner.ipynb #ebcc4364
 import hashlib, json, os, tempfile
@@ -27,10 +27,14 @@ class LearnerExistsError(LearnerError): "Something is already there; saving neve
 class LearnerCheckError(LearnerError): "The graph and the torch model do not give the same probabilities"
 class UnsafeLearnerError(LearnerError): "The file is a pickle, and reading it may run any code"
 
-# %% ../nbs/09_learner.ipynb #adce6367
+# %% ../nbs/09_learner.ipynb #1d805f70
 FORMAT = 1
 FILES = 'model.safetensors', 'model.onnx', 'README.md'
 KEY = 'mednist_fastai'
+
+def _is_sklearn(config): return config[KEY].get('library')=='scikit-learn'
+
+def _files(config): return FILES[1:] if _is_sklearn(config) else FILES # the weights of a scikit-learn learner are in its graph
 
 def file_digest(path):
     "The sha256 of a file, as hexadecimal digits; reads 1 MiB at a time"
@@ -88,11 +92,11 @@ def _read_config(path):
     if fmt > FORMAT: raise LearnerFormatError(path, f'written in format {fmt}, this version reads up to {FORMAT}: upgrade mednist_fastai')
     return d
 
-# %% ../nbs/09_learner.ipynb #694b4a29
+# %% ../nbs/09_learner.ipynb #4267a39e
 def _verify(path, config):
     sums = config[KEY]['sha256']
     if sums.get('config.json') != _config_digest(config): raise LearnerDamagedError(path, 'config.json was changed after saving; copy the folder again')
-    for f in FILES:
+    for f in _files(config):
         if f not in sums: raise LearnerDamagedError(path, f'config.json holds no digest of {f}')
         if not (path/f).is_file(): raise LearnerDamagedError(path, f'{f} is missing; copy the folder again')
         if file_digest(path/f) != sums[f]: raise LearnerDamagedError(path, f'{f} is not the file that was saved; copy the folder again')
@@ -191,19 +195,18 @@ def check_graph(
     if not worst < tolerance: raise LearnerCheckError(file, f'graph and torch differ by {worst:.2g} on {len(images)} images, allowed is {tolerance:g}')
     return worst
 
-# %% ../nbs/09_learner.ipynb #f19e8459
-def _check_images(dls, n=1000):
-    "Bytes of up to `n` images of the index, valid rows first, filled up with seeded noise where there are fewer"
+# %% ../nbs/09_learner.ipynb #fdad9ff0
+def _check_images(ix, p, n=1000):
+    "Bytes of up to `n` images of an index, valid rows first, filled up with seeded noise where there are fewer"
     import numpy as np
     from mednist_fastai.images import load_image
-    p,ix = dls.preprocessing,dls.index
     paths = [*ix.path[ix.split=='valid'], *ix.path[ix.split=='train']][:n]
     shape = (n, p['size'], p['size']) + ((3,) if p['mode']=='RGB' else ())
     out = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for i,path in enumerate(paths): out[i] = load_image(path, p['size'], p['method'], p['mode'])
     return (out.transpose(0,3,1,2) if p['mode']=='RGB' else out[:,None]).copy(), len(paths)
 
-# %% ../nbs/09_learner.ipynb #d5173d6b
+# %% ../nbs/09_learner.ipynb #3ca4611b
 def model_card(
     config:dict, # The contents of `config.json`
 )->str: # Markdown
@@ -212,14 +215,16 @@ def model_card(
     rec = i.get('record') or {}
     parts = [_card_head(config), f'# {i["name"]}', '', f'{config["architecture"]}, {len(config["label_names"])} classes ({", ".join(config["label_names"])}), '
              f'input {p["size"]} x {p["size"]} {p["mode"]} ({p["method"]}). Research software: not a medical device, not for diagnosis.', '']
+    if _is_sklearn(config): parts += _card_sklearn(i)
     if 'data' in rec: parts += _card_data(rec)
     parts += _card_metrics(i.get('metrics')) + _card_use(i) + _card_check(i)
     return '\n'.join(parts)+'\n'
 
-# %% ../nbs/09_learner.ipynb #a64a73a4
+# %% ../nbs/09_learner.ipynb #2cd84bef
 def _card_head(config):
-    tags = '\n'.join(f'- {t}' for t in ('image-classification','timm','fastai','medical-imaging'))
-    return f'---\nlibrary_name: timm\nlicense: {config[KEY].get("licence") or "other"}\ntags:\n{tags}\n---\n'
+    library = ('sklearn',) if _is_sklearn(config) else ('timm','fastai')
+    tags = '\n'.join(f'- {t}' for t in ('image-classification',*library,'medical-imaging'))
+    return f'---\nlibrary_name: {library[0]}\nlicense: {config[KEY].get("licence") or "other"}\ntags:\n{tags}\n---\n'
 
 def _card_data(rec):
     d,r,t,m = rec['data'],rec['recipe'],rec.get('training', {}),rec['machine']
@@ -227,9 +232,20 @@ def _card_data(rec):
     out = ['## Training', '', f'- data: {d["source"]}, {d["n"]:,} files, digest `{d["digest"][:16]}`']
     if d['source']=='phantom': out.append('- **synthetic phantoms, no patients: this learner knows nothing of real images**')
     out += [f'- split: {d["split"].get("how")}, seed {d["split"].get("seed")}, {", ".join(f"{k} {v:,}" for k,v in n.items() if k)}',
+            _card_svm(r, t) if 'best' in t else
             f'- recipe: {r["epochs"]} epochs, learning rate {r["lr"]:g}, batch {r["bs"]}, policy {r["policy"]}, weights {r["weights"] or "from scratch"}, seed {r["seed"]}']
     if t: out.append(f'- time: {t["seconds"]:,.0f} s on {m.get("gpu") or m["processor"]}, {m["threads"]} threads; {t["parameters"]:,} parameters')
     return out + ['']
+
+# %% ../nbs/09_learner.ipynb #454c61b3
+def _card_sklearn(i):
+    return [f'A scikit-learn pipeline ({i["estimator"]}) in the form of its ONNX graph. It is no network and has no `model.safetensors`: '
+            '`timm.create_model` cannot open this folder; ONNX Runtime and `mednist_fastai` can, without scikit-learn.', '']
+
+def _card_svm(r, t):
+    best = ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k,v in t['best'].items())
+    return (f'- setting: {best}; the best of {len(t["grid"])} by {t["cv"]}-fold cross-validation on {t["grid_n"]:,} train images '
+            f'({percent(t["best_score"])} %), fitted again on {t["fit_n"]:,}; {sum(t["n_support"]):,} support vectors, seed {r["seed"]}')
 
 # %% ../nbs/09_learner.ipynb #f9d15673
 def _card_metrics(metrics):
@@ -240,7 +256,7 @@ def _card_metrics(metrics):
         out.append(f'| {m["source"]} | {m["split"]} | {m["errors"]:,} of {m["n"]:,} | {percent(m["accuracy"])} % | {percent(lo)} to {percent(hi)} % |')
     return out + ['', 'Accuracy on a split of one collection says little about images from another hospital.', '']
 
-# %% ../nbs/09_learner.ipynb #e3130810
+# %% ../nbs/09_learner.ipynb #4e0da08b
 def percent(x:float)->str:
     "A share as a percentage, cut after two digits and not rounded: a figure is never rounded in our favour"
     return f'{int(x*10000)/100:.2f}'
@@ -249,10 +265,11 @@ def _card_use(i): return ['## Use', '', '```python', 'from mednist_fastai import
 
 def _card_check(i):
     c,v = i['check'],i['versions']
-    return ['## Check', '', f'Graph and torch model differ by at most {c["max_difference"]:.1e} in probability on {c["n"]:,} images ({c["n_real"]:,} of them real files).', '',
+    model,same = ('scikit-learn pipeline',', with the same class for every one') if i.get('library')=='scikit-learn' else ('torch model','')
+    return ['## Check', '', f'Graph and {model} differ by at most {c["max_difference"]:.1e} in probability on {c["n"]:,} images ({c["n_real"]:,} of them real files){same}.', '',
             'Written with ' + ', '.join(f'{k} {o}' for k,o in v.items()) + '.']
 
-# %% ../nbs/09_learner.ipynb #53c57cb9
+# %% ../nbs/09_learner.ipynb #fdcdb537
 def save_learner(
     learn, # A `Learner` from `timm_learner`
     path, # The folder to make
@@ -263,12 +280,19 @@ def save_learner(
 )->LearnerFolder: # The opened folder
     "Save a learner as a folder; raises `LearnerExistsError`, `LearnerCheckError`"
     path = Path(path)
-    if path.exists(): raise LearnerExistsError(path, 'there is something already; choose another name or remove it first')
+    _check_free(path)
     _check_timm(learn, path)
+    return _place(path, lambda new: _write(learn, new, record, name or path.name, licence, temperature))
+
+def _check_free(path):
+    if path.exists(): raise LearnerExistsError(path, 'there is something already; choose another name or remove it first')
+
+def _place(path, write):
+    "Have `write` make a folder aside, and move it to `path`"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.saving-') as d:
         new = Path(d)/'learner'
-        _write(learn, new, record, name or path.name, licence, temperature)
+        write(new)
         os.chmod(new, 0o755)
         os.rename(new, path)
     return open_learner(path)
@@ -288,7 +312,7 @@ def _cpu_copy(model):
     import torch
     return model.cpu().float().to(memory_format=torch.contiguous_format).eval()
 
-# %% ../nbs/09_learner.ipynb #98de95ef
+# %% ../nbs/09_learner.ipynb #34b6516f
 def _write(learn, new, record, name, licence, temperature):
     from timm.models import save_for_hf
     from mednist_fastai.train import versions
@@ -301,18 +325,18 @@ def _write(learn, new, record, name, licence, temperature):
     save_for_hf(model, new, model_config={'label_names':list(dls.vocab), KEY:info}, safe_serialization=True, data_config=data_config)
     graph = graph_module(model, p['mean'], p['std'], dls.task, temperature)
     export_graph(graph, new/'model.onnx', channels, p['size'])
-    images,n_real = _check_images(dls)
+    images,n_real = _check_images(dls.index, p)
     info['check'] = dict(max_difference=check_graph(graph, new/'model.onnx', images), n=len(images), n_real=n_real)
     config = json.loads((new/'config.json').read_text())
     for k in ('tag','license','label_names'): config['pretrained_cfg'].pop(k, None) # those of weights that are not these
     config[KEY] = info
     _finish(new, config)
 
-# %% ../nbs/09_learner.ipynb #c5c057ac
+# %% ../nbs/09_learner.ipynb #835599d2
 def _finish(folder, config):
     "Write the card, the digests and `config.json`"
     (folder/'README.md').write_text(model_card(config), encoding='utf-8')
-    config[KEY]['sha256'] = {f:file_digest(folder/f) for f in FILES}
+    config[KEY]['sha256'] = {f:file_digest(folder/f) for f in _files(config)}
     config[KEY]['sha256']['config.json'] = _config_digest(config)
     tmp = folder/'config.json.part'
     tmp.write_text(json.dumps(config, indent=1)+'\n', encoding='utf-8')
@@ -330,3 +354,112 @@ def add_metrics(
     config[KEY]['metrics'] = old + metrics
     _finish(learner.path, config)
     return open_learner(path)
+
+# %% ../nbs/09_learner.ipynb #9d2374a1
+def _pixel_graph(channels, size, like):
+    "From `image` to `pixels`, (N,C*H*W) between 0 and 1, in the versions of the graph `like`"
+    from onnx import TensorProto as T, helper as h
+    nodes = h.make_node('Cast', ['image'], ['bytes'], to=T.FLOAT),h.make_node('Div', ['bytes','white'], ['scaled']),h.make_node('Flatten', ['scaled'], ['pixels'])
+    image = h.make_tensor_value_info('image', T.UINT8, ['n',channels,size,size])
+    pixels = h.make_tensor_value_info('pixels', T.FLOAT, ['n',channels*size*size])
+    graph = h.make_graph(nodes, 'pixels', [image], [pixels], [h.make_tensor('white', T.FLOAT, [], [255.])])
+    return h.make_model(graph, opset_imports=like.opset_import, ir_version=like.ir_version)
+
+def _convert(step, n):
+    "A fitted estimator as an ONNX graph of `n` float32 inputs"
+    import warnings
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType
+    options = {'zipmap':False} if hasattr(step, 'predict_proba') else None # probabilities as an array
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning) # skl2onnx asks for attributes that scikit-learn is giving up
+        return to_onnx(step, initial_types=[('x', FloatTensorType([None,n]))], target_opset={'':18, 'ai.onnx.ml':3}, options=options)
+
+# %% ../nbs/09_learner.ipynb #8870873e
+def sklearn_graph(
+    estimator, # A fitted `Pipeline` that ends in a classifier with `predict_proba`, for rows from `flat_pixels`
+    channels:int, # 1 or 3
+    size:int, # Side of the square input, pixels
+): # `onnx.ModelProto` from uint8 (N,C,H,W) to probabilities (N,K) and embedding (N,D)
+    "The pipeline with its preprocessing, as it is exported"
+    import onnx
+    from onnx import TensorProto as T, compose, helper as h
+    n = channels*size*size
+    d = estimator[-1].n_features_in_
+    first,last = _convert(estimator[:-1], n),_convert(estimator[-1], d)
+    names = (f'features_{first.graph.output[0].name}','classes_probabilities')
+    proto = compose.merge_models(_pixel_graph(channels, size, first), first, io_map=[('pixels','x')], prefix2='features_')
+    proto = compose.merge_models(proto, last, io_map=[(names[0],'x')], prefix2='classes_')
+    outputs = dict(embedding=d, probabilities=len(estimator.classes_))
+    proto.graph.node.extend(h.make_node('Identity', [a], [b]) for a,b in zip(names, outputs))
+    del proto.graph.output[:] # the most likely class, which a sorter takes from the probabilities
+    proto.graph.output.extend(h.make_tensor_value_info(k, T.FLOAT, ['n',o]) for k,o in reversed(outputs.items()))
+    proto.graph.name = 'learner'
+    onnx.checker.check_model(proto, full_check=True)
+    return _strip(proto)
+
+# %% ../nbs/09_learner.ipynb #ff5a69a6
+def check_sklearn(
+    estimator, # A fitted `Pipeline`
+    file, # Its ONNX graph
+    images, # uint8 (N,C,H,W)
+    tolerance:float=1e-3, # Largest difference of a probability that passes
+)->float: # The largest difference found
+    "Compare graph and scikit-learn on `images`; raises `LearnerCheckError`"
+    import numpy as np, onnxruntime as ort
+    from mednist_fastai.models import flat_pixels
+    session,worst,other = ort.InferenceSession(file, providers=['CPUExecutionProvider']),0.,0
+    for s in range(0, len(images), 64):
+        x = images[s:s+64]
+        want,have = estimator.predict_proba(flat_pixels(x)),session.run(['probabilities'], {'image':x})[0]
+        worst,other = max(worst, float(np.abs(have-want).max())),other+int((have.argmax(1)!=want.argmax(1)).sum())
+    if other or not worst < tolerance:
+        raise LearnerCheckError(file, f'graph and scikit-learn differ by {worst:.2g} on {len(images)} images, allowed is {tolerance:g}; {other} get another class')
+    return worst
+
+# %% ../nbs/09_learner.ipynb #09ad0bbb
+def save_sklearn(
+    estimator, # A fitted `Pipeline` that ends in a classifier with `predict_proba`, such as `fit_svm` gives
+    path, # The folder to make
+    labels:list, # Class names, in the order of the probabilities
+    preprocessing:dict, # `size`, `method` and `mode`, as `load_image` takes them
+    df, # Index of images for the check, valid rows first
+    record:dict=None, # The record of the training, from `fit_svm`
+    name:str=None, # Name on the card; that of the folder where None
+    licence:str=None, # Licence of the weights, as the data allow
+    architecture:str='svm', # What `config.json` calls it
+)->LearnerFolder: # The opened folder
+    "Save a scikit-learn pipeline as a learner folder; raises `LearnerExistsError`, `LearnerFormatError`, `LearnerCheckError`"
+    path,labels = Path(path),list(labels)
+    _check_free(path)
+    _check_pipeline(estimator, labels, preprocessing, path)
+    p,name = dict(preprocessing, mean=[0.], std=[1.]),name or path.name
+    return _place(path, lambda new: _write_sklearn(estimator, new, labels, p, df, record, name, licence, architecture))
+
+# %% ../nbs/09_learner.ipynb #feea1484
+def _check_pipeline(estimator, labels, p, path):
+    if not hasattr(estimator, 'steps') or len(estimator.steps)<2 or not hasattr(estimator, 'predict_proba'):
+        raise LearnerFormatError(path, f'a {type(estimator).__name__} is not a Pipeline that ends in a classifier with `predict_proba`')
+    classes,n = getattr(estimator, 'classes_', ()),(1 if p['mode']=='L' else 3)*p['size']**2
+    if len(classes)!=len(labels) or (isinstance(classes[0], str) and list(classes)!=labels):
+        raise LearnerFormatError(path, f'the labels are {labels}, the classes of the pipeline {list(classes)}')
+    if estimator.n_features_in_!=n: raise LearnerFormatError(path, f'the pipeline takes {estimator.n_features_in_} numbers, {p["size"]} x {p["size"]} {p["mode"]} makes {n}')
+
+def _describe(pipe):
+    "Class names of the steps, with what a step wraps in brackets"
+    inner = lambda o: f'{type(o).__name__}({inner(o.estimator)})' if hasattr(o, 'estimator') else type(o).__name__
+    return ' > '.join(inner(o) for _,o in pipe.steps)
+
+def _write_sklearn(estimator, new, labels, p, df, record, name, licence, architecture):
+    import onnx
+    from mednist_fastai.train import versions
+    channels = 1 if p['mode']=='L' else 3
+    new.mkdir()
+    onnx.save(sklearn_graph(estimator, channels, p['size']), new/'model.onnx')
+    images,n_real = _check_images(df, p)
+    check = dict(max_difference=check_sklearn(estimator, new/'model.onnx', images), n=len(images), n_real=n_real)
+    info = dict(format=FORMAT, name=name, library='scikit-learn', estimator=_describe(estimator), task='single_label',
+                preprocessing=p, temperature=1., thresholds=None, licence=licence, record=record, metrics=[], versions=versions('scikit-learn','skl2onnx'), check=check)
+    cfg = dict(input_size=[channels, p['size'], p['size']], mean=p['mean']*channels, std=p['std']*channels, num_classes=len(labels))
+    config = dict(architecture=architecture, num_classes=len(labels), num_features=estimator[-1].n_features_in_, label_names=labels, pretrained_cfg=cfg)
+    _finish(new, {**config, KEY:info})

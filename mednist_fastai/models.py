@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['default_cfgs', 'WeightsError', 'ArchError', 'create_backbone', 'body_head', 'MedNet', 'mednet', 'mednet_tuned',
-           'mednet_improved']
+           'mednet_improved', 'flat_pixels', 'svm_search', 'svm_classifier']
 
-# %% ../nbs/05_models.ipynb #1632b836
+# %% ../nbs/05_models.ipynb #305eac3d
 import json
 from difflib import get_close_matches
 from pathlib import Path
+import numpy as np
 import timm
 from timm.layers import to_2tuple
 from fastcore.basics import patch
@@ -17,7 +18,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 from .data import DataError
 
-# %% ../nbs/05_models.ipynb #a01411b5
+# %% ../nbs/05_models.ipynb #53f5bc4f
 class WeightsError(DataError):
     "The weights asked for can't be had or don't fit; the message says what else can be done"
 
@@ -26,7 +27,7 @@ class ArchError(DataError, ValueError): "timm has no architecture of this name"
 _ways = ('Three ways on: (1) download model.safetensors of this architecture on another machine and pass its file or folder as `weights`; '
          '(2) pass the folder of a learner with the same architecture, trained on other images; (3) `weights=False` trains from scratch.')
 
-# %% ../nbs/05_models.ipynb #2b892374
+# %% ../nbs/05_models.ipynb #ebf48a3b
 def create_backbone(
     arch:str, # Name in timm's registry, such as 'resnet34'
     n_out:int, # Number of outputs
@@ -130,3 +131,47 @@ def mednet_improved(pretrained=False, **kwargs):
     "5x5 convolutions of 10 and 20 channels, batch norm, ReLU; its ablations are keyword arguments"
     kwargs = dict(dict(widths=(10,20), kernel=5, act=nn.ReLU, norm=True), **kwargs)
     return build_model_with_cfg(MedNet, 'mednet_improved', pretrained, **kwargs)
+
+# %% ../nbs/05_models.ipynb #89100625
+def flat_pixels(
+    x:np.ndarray, # Images, uint8 (N,C,H,W)
+)->np.ndarray: # float64 (N,C*H*W), between 0 and 1
+    "Images as rows of numbers, which is what scikit-learn takes"
+    return x.reshape(len(x), -1).astype(np.float64)/255
+
+def _svm_pipe():
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+    # this solver is exact and needs no seed, and is the fast one where images are many and small
+    return Pipeline([('pca', PCA(svd_solver='covariance_eigh')), ('scale', StandardScaler()), ('svm', SVC(cache_size=500))])
+
+def _folds(cv, seed):
+    from sklearn.model_selection import StratifiedKFold
+    return StratifiedKFold(cv, shuffle=True, random_state=seed)
+
+# %% ../nbs/05_models.ipynb #d66b4188
+def svm_search(
+    n_components=100, # Principal components; several values are searched over too
+    cs=(1,10,100,1000), # Penalties C, of both kernels
+    gammas=(1e-3,1e-4), # Gammas of the rbf kernel
+    cv:int=5, # Folds
+    seed:int=0, # Seed of the folds
+): # scikit-learn `GridSearchCV`, not fitted yet
+    "A grid search over PCA, `StandardScaler` and `SVC` with a linear or an rbf kernel"
+    from sklearn.model_selection import GridSearchCV
+    n = dict(pca__n_components=[n_components] if isinstance(n_components, int) else list(n_components))
+    grid = [dict(n, svm__kernel=['linear'], svm__C=list(cs)), dict(n, svm__kernel=['rbf'], svm__C=list(cs), svm__gamma=list(gammas))]
+    return GridSearchCV(_svm_pipe(), grid, cv=_folds(cv, seed), error_score='raise')
+
+# %% ../nbs/05_models.ipynb #881b105d
+def svm_classifier(
+    params:dict, # The chosen setting: `best_params_` of a fitted `svm_search`
+    cv:int=5, # Folds for calibration
+    seed:int=0, # Seed of the folds
+): # scikit-learn `Pipeline`, not fitted yet: pca, scale, svm
+    "The pipeline of a setting, with calibrated probabilities"
+    from sklearn.calibration import CalibratedClassifierCV
+    pipe = _svm_pipe().set_params(**params)
+    return pipe.set_params(svm=CalibratedClassifierCV(pipe['svm'], ensemble=False, cv=_folds(cv, seed)))
