@@ -94,8 +94,8 @@ def tone_curve(x, pieces=8, strength=.6):
     low = k.gather(1, i)
     return (low + (t-i)*(k.gather(1, i+1)-low)).view_as(x)
 
-# %% ../nbs/03_augment.ipynb #c6fe7daf
-def rewindow(x): "A random window: what is below becomes black, what is above white"; return ((x-_u(x, -.15, .35))/_u(x, .3, 1.2)).clamp(0, 1)
+# %% ../nbs/03_augment.ipynb #c1b637be
+def rewindow(x): "A random window: what is below becomes black, what is above white"; return ((x-_u(x, -.15, .35))/_u(x, .4, 1.2)).clamp(0, 1)
 
 def faded(x): "Greys squeezed into a part of the range"; lo,hi = _u(x, 0, .35),_u(x, .6, 1.); return lo+x*(hi-lo)
 
