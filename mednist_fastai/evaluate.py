@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Evaluation', 'source_title', 'evaluate', 'run', 'measure', 'pictures', 'Comparison', 'compare']
 
-# %% ../nbs/11_evaluate.ipynb #9b7d4086
+# %% ../nbs/11_evaluate.ipynb #8bba3bf7
 import json, shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,19 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from .data import DataError
-from .train import Recipe, fit_svm, recipe_index, train
+from .train import Recipe, fit_svm, recipe_index, sources_index, train
 from .interpret import LearnerInterpretation, accuracy_dict, confusion_figure, images_figure, report_table
 from .learner import LearnerError, add_metrics, open_learner, save_learner, save_sklearn
 from .infer import predict_files
 
-# %% ../nbs/11_evaluate.ipynb #b6423bf3
+# %% ../nbs/11_evaluate.ipynb #a8bcaa72
 @dataclass
 class Evaluation:
     "Predictions of a learner on one split of an index, and the figures that follow from them"
     source:str # source of the index
     split:str # which split, with how it was made
     labels:list # class names
-    predictions:pd.DataFrame # path, label, predicted, probability, error, p_<class>; a row a file
+    predictions:pd.DataFrame # path, label, source, predicted, probability, error, p_<class>; a row a file
 
 # %% ../nbs/11_evaluate.ipynb #5cfdb176
 @patch(as_prop=True)
@@ -43,6 +43,16 @@ def _numbers(self:Evaluation):
 def report(self:Evaluation)->pd.DataFrame:
     "Precision, recall, F1 and support of each class"
     return report_table(*self._numbers(), self.labels)
+
+# %% ../nbs/11_evaluate.ipynb #89358f04
+@patch
+def by_source(self:Evaluation)->pd.DataFrame:
+    "label, source, n, errors, accuracy, 95 % Wilson interval and the predicted classes with their counts; a row a class of a source"
+    rows = []
+    for (l,s),o in self.predictions.groupby(['label','source'], sort=True):
+        a = accuracy_dict(o.label.values, o.predicted.values)
+        rows.append(dict(label=l, source=s, **a, predicted={k or 'unreadable':int(n) for k,n in o.predicted.value_counts().items()}))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/11_evaluate.ipynb #02f9c557
 def source_title(
@@ -94,7 +104,7 @@ def evaluate(
     probs,_,errors = predict_files(list(rows.path), learner, **kwargs)
     return Evaluation(df.attrs.get('source', ''), _split_name(df, split), learner.labels, _predictions(rows, probs, errors, learner.labels))
 
-# %% ../nbs/11_evaluate.ipynb #f17e0a36
+# %% ../nbs/11_evaluate.ipynb #3d28bcd2
 def _split_name(df, split):
     s = df.attrs.get('split') or {}
     return f'{s["how"]} {split}, seed {s.get("seed", 0)}' + (f', fold {s["fold"]}' if 'fold' in s else '') if s else split
@@ -102,28 +112,45 @@ def _split_name(df, split):
 def _predictions(rows, probs, errors, labels):
     ok = ~np.isnan(probs[:,0])
     best = np.where(ok, np.nan_to_num(probs).argmax(1), -1)
-    d = dict(path=rows.path.values, label=rows.label.values, predicted=[labels[i] if i>=0 else '' for i in best],
+    d = dict(path=rows.path.values, label=rows.label.values, source=rows.source.values,
+             predicted=[labels[i] if i>=0 else '' for i in best],
              probability=np.where(ok, np.nan_to_num(probs).max(1), np.nan), error=[str(e.reason) if e else '' for e in errors])
     return pd.DataFrame({**d, **{f'p_{l}':probs[:,i] for i,l in enumerate(labels)}})
 
-# %% ../nbs/11_evaluate.ipynb #a7a06494
+# %% ../nbs/11_evaluate.ipynb #08fcdf35
 def run(
     recipe:Recipe,
     out, # The run folder to make
     root=None, # Where the source is looked for first
     df=None, # An index with a split, to train on instead of the recipe's
     bar:bool=True, # Show fastai's progress?
+    also:str='', # Further sources to measure on, such as 'elsewhere+chest_xray:CXR'; see `sources_index`
 )->dict: # The record
     "Train by a recipe, save the learner, measure it; a finished run of the same recipe is read, not repeated"
     out = Path(out)
-    if (out/'record.json').exists(): return _finished(recipe, out)
+    if (out/'record.json').exists(): return _also(_finished(recipe, out), out, also, root)
     if df is None: df = recipe_index(recipe, root)
     _clear_unfinished(recipe, out)
     out.mkdir(parents=True, exist_ok=True)
     recipe.save(out/'recipe.json')
     record = _fit_svm(recipe, df, out) if recipe.arch=='svm' else _fit(recipe, df, out, bar)
     record['metrics'] = measure(out/'learner', df, out)
-    (out/'record.json').write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8') # last: a run with a record is whole
+    _write_record(record, out) # last: a run with a record is whole
+    return _also(record, out, also, root)
+
+# %% ../nbs/11_evaluate.ipynb #319bb726
+def _write_record(record, out):
+    new = out/'record.json.part'
+    new.write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8')
+    new.replace(out/'record.json')
+
+def _also(record, out, also, root):
+    "The record with the figures on further sources, measured where they are not there yet"
+    if not also or also in record.get('also', {}): return record
+    df = sources_index(also, root).assign(split='test')
+    rows = evaluate(out/'learner', df).by_source()
+    record.setdefault('also', {})[also] = dict(digest=df.attrs['digest'], rows=rows.to_dict('records'))
+    _write_record(record, out)
     return record
 
 # %% ../nbs/11_evaluate.ipynb #38cea18b

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PHANTOMS', 'OPTIMISERS', 'SVM_OPTIONS', 'Autocast', 'bf16_helps', 'class_weights', 'timm_learner', 'Recipe',
-           'recipe_index', 'recipe_dls', 'recipe_learner', 'LossRatioStop', 'versions', 'machine', 'start_record',
-           'train', 'fit_svm']
+           'sources_index', 'recipe_index', 'recipe_dls', 'recipe_learner', 'LossRatioStop', 'versions', 'machine',
+           'start_record', 'train', 'fit_svm']
 
 # %% ../nbs/06_train.ipynb #587e18af
 import json, os, platform, re, time
@@ -168,7 +168,7 @@ def _dropped(df, file):
     if strange := names-set(rel): raise DataError(f'{file} names {len(strange)} files that the index has not, such as {min(strange)}')
     return df.assign(split=df.split.where(~(rel.isin(names) & (df.split=='train')), ''))
 
-# %% ../nbs/06_train.ipynb #dce06be1
+# %% ../nbs/06_train.ipynb #ea079fce
 def _pooled(recipe, root):
     "The index of a recipe with several sources"
     first,*names = recipe.source.split('+')
@@ -182,6 +182,15 @@ def _pooled(recipe, root):
         df = pool_index(df, made.assign(split='train'))
     df.attrs['split'] = dict(how=recipe.split, seed=recipe.split_seed, fold=recipe.fold, hold=list(recipe.hold), first=one.attrs['split'], digest=split_digest(df))
     return df
+
+# %% ../nbs/06_train.ipynb #b5cd31ef
+def sources_index(
+    source:str, # Sources joined by `+`, each perhaps with `:Label`
+    root=None, # Where the sources are looked for first
+):
+    "The index of several sources, none of it split"
+    df = pool_index(*(_part(n, (), root) for n in source.split('+')))
+    return df.assign(split='')
 
 def recipe_index(
     recipe:Recipe,
@@ -307,9 +316,9 @@ def _training(learn, seconds):
     return dict(seconds=round(seconds, 1), images_per_second=round(n/seconds, 1), parameters=sum(p.numel() for p in learn.model.parameters()),
                 device=str(learn.dls.device), epochs=epochs)
 
-# %% ../nbs/06_train.ipynb #8c1e5765
+# %% ../nbs/06_train.ipynb #aa5271fb
 SVM_OPTIONS = dict(n_components=[50,100], cs=[1,10,100,1000], gammas=[1e-3,1e-4], cv=5, grid_n=6000, fit_n=0)
-_svm_fields = 'drop name source split fold split_seed size method mode policy arch model_kwargs cache seed'.split()
+_svm_fields = 'hold drop name source split fold split_seed size method mode policy arch model_kwargs cache seed'.split()
 
 def _svm_options(recipe):
     "The options of a recipe for an svm; raises `DataError` for what an svm doesn't have"
