@@ -172,13 +172,13 @@ def reshow(
     for share,f in CHANGES.values(): x = change_some(x, f, share)
     return x.clamp(0, 1)
 
-# %% ../nbs/03_augment.ipynb #dba6fa94
+# %% ../nbs/03_augment.ipynb #4ff28ed3
 def _mild(x): return change_some(pose(x, 10., 0., .3, 0., (.9,1.1), .05, .05, .03), partial(power, most=1.3), .5)
 
 class Elsewhere(RandTransform):
     "Images as another hospital might show them; a share `mild` of each batch is changed a little only"
     order = 40
-    def __init__(self, mild=.3): super().__init__(p=1.); self.mild = mild
+    def __init__(self, mild=.35): super().__init__(p=1.); self.mild = mild
     def encodes(self, x:TensorImage):
         y,x = torch.empty_like(x),x.as_subclass(torch.Tensor)
         m = torch.rand(len(x), device=x.device)<self.mild
