@@ -10,7 +10,7 @@ import functools, hashlib, sys, warnings
 from pathlib import Path
 from fastcore.script import call_parse, store_true
 
-# %% ../nbs/15_cli.ipynb #caf5072c
+# %% ../nbs/15_cli.ipynb #52309656
 def _expected():
     "The errors that the package raises on purpose, of the modules loaded so far, and those of the operating system"
     mods = [sys.modules.get(f'mednist_fastai.{m}') for m in ('images','data','phantom','augment','learner','infer','sort')]
@@ -65,7 +65,7 @@ def _show_metrics(record):
         lo,hi = map(percent, m['interval'])
         print(f'{m["source"]}, {m["split"]}: {m["errors"]:,} errors of {m["n"]:,}, accuracy {percent(m["accuracy"])} % (95 % interval {lo} to {hi} %)')
 
-# %% ../nbs/15_cli.ipynb #b8acafcf
+# %% ../nbs/15_cli.ipynb #ba5f3c18
 @call_parse
 @one_line_errors
 def mednist_train(
@@ -85,24 +85,26 @@ def mednist_train(
     lr:float=None, # Highest learning rate
     bs:int=None, # Images a batch
     seed:int=None, # Seed of weights, shuffling and augmentation
+    also:str='', # Further sources to measure on, such as elsewhere+chest_xray:CXR
     quiet:store_true=False, # No progress bar
 ):
     "Train by a recipe, save the learner, measure it on the test split"
-    changes = {k:v for k,v in locals().items() if k not in ('out','recipe','root','quiet')}
+    changes = {k:v for k,v in locals().items() if k not in ('out','recipe','root','also','quiet')}
     recipe = _recipe(recipe, changes)
     from mednist_fastai.evaluate import run
     folder = Path(out or Path('runs')/recipe.name)
-    record = run(recipe, folder, root=root, bar=not quiet and sys.stdout.isatty())
+    record = run(recipe, folder, root=root, bar=not quiet and sys.stdout.isatty(), also=also)
     _show_metrics(record)
+    for r in record.get('also', {}).get(also, {}).get('rows', []): print(f'{r["source"]}, {r["label"]}: {r["errors"]:,} errors of {r["n"]:,}')
     print(f'learner saved in {folder/"learner"}')
 
-# %% ../nbs/15_cli.ipynb #7bf34e79
-@call_parse
+# %% ../nbs/15_cli.ipynb #9a7f90ee
+@call_parse(pos=['learner'])
 @one_line_errors
 def mednist_sort(
     src:str, # Folder with the files to sort
     dst:str, # Folder to sort them into
-    learner:str, # Learner folder, as `mednist-train` saves it
+    learner:str=None, # Learner folder, as `mednist-train` saves it; the one in the package where it is left out
     move:store_true=False, # Move the files instead of copying them
     flat:store_true=False, # Leave subfolders alone
     min_confidence:float=None, # Files below this probability go to DST/_review

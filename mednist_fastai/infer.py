@@ -55,11 +55,11 @@ def _open_graph(graph, device=None):
     if device=='cuda' and dev=='cpu': raise DeviceError("device='cuda': ONNX Runtime found no usable GPU; check the driver with nvidia-smi, and CUDA and cuDNN")
     return sess,dev
 
-# %% ../nbs/10_infer.ipynb #7a3b460e
+# %% ../nbs/10_infer.ipynb #85835422
 class Predictor:
     "Runs a learner folder on image files; open it once, use it for any number of calls"
     def __init__(self,
-        learner, # Path of a learner folder, or a `LearnerFolder`
+        learner=None, # Path of a learner folder, or a `LearnerFolder`; the one in the package where None
         device:str=None, # 'cpu', 'cuda', or None: CUDA where this ONNX Runtime has it, else the CPU
         batch_size:int=None, # Images a batch; None is about a megapixel, at most 64 images
         workers:int=None, # Decoding threads; None is one a core, at most 8
@@ -140,11 +140,11 @@ def predict(self:Predictor,
         opts.terminate = True
         for pool in (decoders,net): pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/10_infer.ipynb #db7e0b0a
+# %% ../nbs/10_infer.ipynb #83e25a34
 @delegates(Predictor.__init__)
 def predict_files(
     paths, # Image files
-    learner, # Path of a learner folder, a `LearnerFolder`, or a `Predictor`
+    learner=None, # Path of a learner folder, a `LearnerFolder`, or a `Predictor`; the learner in the package where None
     **kwargs
 )->tuple: # probabilities float32 (N,K), embeddings float32 (N,D), errors: list of N (`ImageError` or None)
     "Predict files and collect the results; rows of unreadable files are NaN"

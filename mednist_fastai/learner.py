@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FORMAT', 'FILES', 'KEY', 'LearnerError', 'LearnerNotFoundError', 'LearnerDamagedError', 'LearnerFormatError',
            'LearnerExistsError', 'LearnerCheckError', 'UnsafeLearnerError', 'file_digest', 'LearnerFolder',
-           'open_learner', 'load_export', 'graph_module', 'export_graph', 'check_graph', 'model_card', 'percent',
-           'save_learner', 'add_metrics', 'sklearn_graph', 'check_sklearn', 'save_sklearn']
+           'shipped_learner', 'open_learner', 'load_export', 'graph_module', 'export_graph', 'check_graph',
+           'model_card', 'percent', 'save_learner', 'add_metrics', 'edit_card', 'sklearn_graph', 'check_sklearn',
+           'save_sklearn']
 
 # %% ../nbs/09_learner.ipynb #ebcc4364
 import hashlib, json, os, tempfile
@@ -108,14 +109,26 @@ def _refuse_file(path):
                                        '`load_export(path, trust_pickle=True)`, then `save_learner` makes a folder of it')
     raise LearnerNotFoundError(path, 'a file, not a learner folder')
 
-# %% ../nbs/09_learner.ipynb #dda9838c
+# %% ../nbs/09_learner.ipynb #485ace5a
+def shipped_learner(
+    name:str='mednist', # One of the learners in the package
+)->Path: # Its folder
+    "The folder of a learner that comes with the package; raises `LearnerNotFoundError`"
+    from importlib.resources import files
+    at = Path(str(files('mednist_fastai')))/'learners'
+    if not (at/name/'config.json').is_file():
+        have = sorted(p.parent.name for p in at.glob('*/config.json'))
+        raise LearnerNotFoundError(at/name, f'no such learner ships with this package (there is {", ".join(have) or "none"}); give the folder of one of yours')
+    return at/name
+
+# %% ../nbs/09_learner.ipynb #b4f2f19c
 def open_learner(
-    path, # The learner folder; a `LearnerFolder` is returned as it is
+    path=None, # The learner folder; a `LearnerFolder` is returned as it is; None is the learner that ships with the package
     verify:bool=True, # Compare the sha256 of every file with the saved one?
 )->LearnerFolder: # What `infer`, `sort` and the others work with
     "Open a learner folder; raises a `LearnerError` that says what is wrong and what to do"
     if isinstance(path, LearnerFolder): return path
-    path = Path(path)
+    path = shipped_learner() if path is None else Path(path)
     if not path.exists(): raise LearnerNotFoundError(path, 'no such folder')
     if path.is_file(): _refuse_file(path)
     config = _read_config(path)
@@ -206,7 +219,7 @@ def _check_images(ix, p, n=1000):
     for i,path in enumerate(paths): out[i] = load_image(path, p['size'], p['method'], p['mode'])
     return (out.transpose(0,3,1,2) if p['mode']=='RGB' else out[:,None]).copy(), len(paths)
 
-# %% ../nbs/09_learner.ipynb #3ca4611b
+# %% ../nbs/09_learner.ipynb #ed8861fa
 def model_card(
     config:dict, # The contents of `config.json`
 )->str: # Markdown
@@ -216,6 +229,7 @@ def model_card(
     parts = [_card_head(config), f'# {i["name"]}', '', f'{config["architecture"]}, {len(config["label_names"])} classes ({", ".join(config["label_names"])}), '
              f'input {p["size"]} x {p["size"]} {p["mode"]} ({p["method"]}). Research software: not a medical device, not for diagnosis.', '']
     if _is_sklearn(config): parts += _card_sklearn(i)
+    for title,text in (i.get('sections') or {}).items(): parts += [f'## {title}', '', text, '']
     if 'data' in rec: parts += _card_data(rec)
     parts += _card_metrics(i.get('metrics')) + _card_use(i) + _card_check(i)
     return '\n'.join(parts)+'\n'
@@ -352,6 +366,22 @@ def add_metrics(
     config = json.loads(json.dumps(learner.config))
     old = [m for m in config[KEY]['metrics'] if (m['source'],m['split']) not in {(n['source'],n['split']) for n in metrics}]
     config[KEY]['metrics'] = old + metrics
+    _finish(learner.path, config)
+    return open_learner(path)
+
+# %% ../nbs/09_learner.ipynb #7a4b7a56
+def edit_card(
+    path, # A learner folder
+    name:str=None, # Another name
+    licence:str=None, # Licence of the weights
+    sections:dict=None, # Title to Markdown; they stand before everything else, and one of the same title is replaced
+)->LearnerFolder:
+    "Change name, licence and sections of a learner's card"
+    learner = open_learner(path.path if isinstance(path, LearnerFolder) else path)
+    config = json.loads(json.dumps(learner.config))
+    info = config[KEY]
+    info['name'],info['licence'] = name or info['name'],licence or info['licence']
+    info['sections'] = {**(info.get('sections') or {}), **(sections or {})}
     _finish(learner.path, config)
     return open_learner(path)
 

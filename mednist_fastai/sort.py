@@ -573,11 +573,11 @@ def report(self:_Run):
             else: yield path, *(told(o[3]) if o[3] else ('','')), o[1], '', o[2], *(o[3].p if o[3] else ['']*len(labels))
     write_report(os.path.join(self.dst, REPORT), labels, rows(), os.path.join(self.dst, STATE, REPORT))
 
-# %% ../nbs/12_sort.ipynb #4effdbba
+# %% ../nbs/12_sort.ipynb #9940932c
 def classify_folder(
     src, # Folder with the files to sort
     dst, # Folder to sort them into; made if it isn't there
-    learner, # Path of a learner folder, or a `LearnerFolder`
+    learner=None, # Path of a learner folder, or a `LearnerFolder`; the one in the package where None
     move:bool=False, # Move the files? By default they are copied
     recursive:bool=True, # Look into subfolders?
     min_confidence:float=None, # Files below this probability go to `_review`
