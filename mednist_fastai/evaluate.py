@@ -44,7 +44,7 @@ def report(self:Evaluation)->pd.DataFrame:
     "Precision, recall, F1 and support of each class"
     return report_table(*self._numbers(), self.labels)
 
-# %% ../nbs/11_evaluate.ipynb #89358f04
+# %% ../nbs/11_evaluate.ipynb #deacafc0
 @patch
 def by_source(self:Evaluation)->pd.DataFrame:
     "label, source, n, errors, accuracy, 95 % Wilson interval and the predicted classes with their counts; a row a class of a source"
@@ -53,6 +53,12 @@ def by_source(self:Evaluation)->pd.DataFrame:
         a = accuracy_dict(o.label.values, o.predicted.values)
         rows.append(dict(label=l, source=s, **a, predicted={k or 'unreadable':int(n) for k,n in o.predicted.value_counts().items()}))
     return pd.DataFrame(rows)
+
+@patch
+def sources(self:Evaluation)->list:
+    "One `Evaluation` for each source; itself where there is only one"
+    names,p = sorted(set(self.predictions.source)),self.predictions
+    return [self] if len(names)<2 else [Evaluation(n, self.split, self.labels, p[p.source==n].reset_index(drop=True)) for n in names]
 
 # %% ../nbs/11_evaluate.ipynb #02f9c557
 def source_title(
@@ -166,7 +172,7 @@ def _fit_svm(recipe, df, out):
     save_sklearn(svm, out/'learner', svm.classes_.tolist(), p, df, record, name=recipe.name)
     return record
 
-# %% ../nbs/11_evaluate.ipynb #6b6591a5
+# %% ../nbs/11_evaluate.ipynb #695f4812
 def _finished(recipe, out):
     record = json.loads((out/'record.json').read_text(encoding='utf-8'))
     if Recipe(**record['recipe']) != recipe: raise DataError(f'{out} holds a run of another recipe; choose another folder')
@@ -185,7 +191,7 @@ def measure(learner, df, out)->list:
     evals = [evaluate(learner, df, s) for s in ('test','valid') if (df.split==s).any()]
     evals[0].predictions.to_csv(Path(out)/'predictions.csv', index=False)
     evals[0].errors_figure().savefig(Path(out)/'errors.png')
-    metrics = [{**e.metrics, 'per_class':e.report().reset_index().to_dict('records')} for e in evals]
+    metrics = [{**e.metrics, 'per_class':e.report().reset_index().to_dict('records')} for o in evals for e in o.sources()]
     add_metrics(learner, metrics)
     return metrics
 
