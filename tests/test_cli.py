@@ -65,7 +65,7 @@ def _blocks(lang): return re.findall(rf'```{lang}\n(.*?)```', (root/'README.md')
 
 def test_the_lines_of_the_readme_run(lab, tmp_path):
     "The researcher's and the teammate's lines, as printed, on phantoms and a small network"
-    research,team = _blocks('python')[:2]
+    team,research = _blocks('python')[:2]
     code = research.replace("get_index('mednist')", f"get_index({str(lab/'phantoms')!r})").replace("'resnet34'", "'test_resnet'").replace('fit_one_cycle(3', 'fit_one_cycle(1')
     assert code.count('test_resnet')==1 and 'phantoms' in code
     shutil.copytree(lab/'phantoms', tmp_path/'inbox')
