@@ -69,3 +69,4 @@ wheel: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/basics.py
+	$(BIN)/python benchmarks/networks.py
