@@ -44,7 +44,7 @@ def report(self:Evaluation)->pd.DataFrame:
     "Precision, recall, F1 and support of each class"
     return report_table(*self._numbers(), self.labels)
 
-# %% ../nbs/11_evaluate.ipynb #deacafc0
+# %% ../nbs/11_evaluate.ipynb #fba15d54
 @patch
 def by_source(self:Evaluation)->pd.DataFrame:
     "label, source, n, errors, accuracy, 95 % Wilson interval and the predicted classes with their counts; a row a class of a source"
@@ -56,9 +56,9 @@ def by_source(self:Evaluation)->pd.DataFrame:
 
 @patch
 def sources(self:Evaluation)->list:
-    "One `Evaluation` for each source; itself where there is only one"
-    names,p = sorted(set(self.predictions.source)),self.predictions
-    return [self] if len(names)<2 else [Evaluation(n, self.split, self.labels, p[p.source==n].reset_index(drop=True)) for n in names]
+    "One `Evaluation` for each source"
+    p = self.predictions
+    return [Evaluation(n, self.split, self.labels, p[p.source==n].reset_index(drop=True)) for n in sorted(set(p.source))]
 
 # %% ../nbs/11_evaluate.ipynb #02f9c557
 def source_title(
@@ -110,10 +110,10 @@ def evaluate(
     probs,_,errors = predict_files(list(rows.path), learner, **kwargs)
     return Evaluation(df.attrs.get('source', ''), _split_name(df, split), learner.labels, _predictions(rows, probs, errors, learner.labels))
 
-# %% ../nbs/11_evaluate.ipynb #3d28bcd2
+# %% ../nbs/11_evaluate.ipynb #442e416e
 def _split_name(df, split):
     s = df.attrs.get('split') or {}
-    return f'{s["how"]} {split}, seed {s.get("seed", 0)}' + (f', fold {s["fold"]}' if 'fold' in s else '') if s else split
+    return f'{s["how"]} {split}, seed {s.get("seed", 0)}' + (f', fold {s["fold"]}' if s['how']=='blocks' else '') if s else split
 
 def _predictions(rows, probs, errors, labels):
     ok = ~np.isnan(probs[:,0])
