@@ -6,7 +6,7 @@
 Rounds are interleaved, so that a busy machine hits all alike; what counts are the ratios. The record goes to
 nbs/experiments/records/02_speed.json (`--out` changes that), and the study reads it there.
 """
-import argparse, json, statistics, time
+import argparse, json, statistics, time, warnings
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
@@ -42,6 +42,7 @@ def measure(folders, batch, rounds, seconds):
                     rounds=[round(o) for o in v]) for k,v in found.items()}
 
 def main():
+    warnings.filterwarnings('ignore', category=FutureWarning) # of torch, to the authors of packages
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--runs', type=Path, default=root/'runs', help='folder of the run folders')
     p.add_argument('--only', nargs='*', help='names of networks or runs; all that are finished by default')
