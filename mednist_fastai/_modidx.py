@@ -362,6 +362,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mednist_fastai.learner._pixel_graph': ('learner.html#_pixel_graph', 'mednist_fastai/learner.py'),
                                         'mednist_fastai.learner._place': ('learner.html#_place', 'mednist_fastai/learner.py'),
                                         'mednist_fastai.learner._read_config': ('learner.html#_read_config', 'mednist_fastai/learner.py'),
+                                        'mednist_fastai.learner._readable': ('learner.html#_readable', 'mednist_fastai/learner.py'),
                                         'mednist_fastai.learner._refuse_file': ('learner.html#_refuse_file', 'mednist_fastai/learner.py'),
                                         'mednist_fastai.learner._strip': ('learner.html#_strip', 'mednist_fastai/learner.py'),
                                         'mednist_fastai.learner._verify': ('learner.html#_verify', 'mednist_fastai/learner.py'),

@@ -283,7 +283,12 @@ def _card_check(i):
     return ['## Check', '', f'Graph and {model} differ by at most {c["max_difference"]:.1e} in probability on {c["n"]:,} images ({c["n_real"]:,} of them real files){same}.', '',
             'Written with ' + ', '.join(f'{k} {o}' for k,o in v.items()) + '.']
 
-# %% ../nbs/09_learner.ipynb #fdcdb537
+# %% ../nbs/09_learner.ipynb #3b4527ef
+def _readable(folder):
+    os.chmod(folder, 0o755)
+    for f in folder.iterdir(): os.chmod(f, 0o644)
+
+# %% ../nbs/09_learner.ipynb #cac2d28e
 def save_learner(
     learn, # A `Learner` from `timm_learner`
     path, # The folder to make
@@ -307,7 +312,7 @@ def _place(path, write):
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.saving-') as d:
         new = Path(d)/'learner'
         write(new)
-        os.chmod(new, 0o755)
+        _readable(new)
         os.rename(new, path)
     return open_learner(path)
 
