@@ -88,14 +88,14 @@ def tone_curve(x, pieces=8, strength=.6):
     low = k.gather(1, i)
     return (low + (t-i)*(k.gather(1, i+1)-low)).view_as(x)
 
-# %% ../nbs/03_augment.ipynb #c1b637be
+# %% ../nbs/03_augment.ipynb #94c930b3
 def rewindow(x): "A random window: what is below becomes black, what is above white"; return ((x-_u(x, -.15, .35))/_u(x, .4, 1.2)).clamp(0, 1)
 
 def faded(x): "Greys squeezed into a part of the range"; lo,hi = _u(x, 0, .35),_u(x, .6, 1.); return lo+x*(hi-lo)
 
 def repaint(x, dark=.03):
     "What is black becomes another grey, now and then white"
-    grey = torch.where(_u(x, 0, 1)<.1, torch.ones_like(x[:,:1,:1,:1]), _u(x, 0, .5))
+    grey = torch.where(_u(x, 0, 1)<.1, torch.ones_like(x[:,:1,:1,:1]), _u(x, 0, .3))
     return torch.where(x<dark, grey, x)
 
 def invert(x): "Black and white change places"; return 1-x

@@ -164,8 +164,8 @@ def soft_window(
     if _corners(x)>.45 or (found := _tissue(x)) is None: return None
     return _down(_soft(x, *found, rng), len(a))
 
-# %% ../nbs/02a_render.ipynb #2fdf2002
-RENDERINGS = dict(two_hands=['Hand'], forearm=['Hand'], lung_window=['ChestCT'], soft_window=['ChestCT'], black_background=['AbdomenCT','HeadCT'])
+# %% ../nbs/02a_render.ipynb #b1a20ec6
+RENDERINGS = dict(two_hands=['Hand'], forearm=['Hand'], lung_window=['ChestCT'], soft_window=['ChestCT'], black_background=['AbdomenCT','HeadCT','ChestCT'])
 _version = 1 # of the renderings: raise it with any change that alters a pixel
 
 def _one(kind, images, rng, tries=400):

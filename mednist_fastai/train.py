@@ -99,7 +99,7 @@ def _loss(dls, multi, weighted):
     if multi and weighted: raise DataError('class weights are for one class an image; leave `weighted` off for several findings')
     return BCEWithLogitsLossFlat() if multi else CrossEntropyLossFlat(weight=class_weights(dls).to(dls.device) if weighted else None)
 
-# %% ../nbs/06_train.ipynb #6f888843
+# %% ../nbs/06_train.ipynb #80658a6e
 @dataclass
 class Recipe:
     "All that is needed to run a training again"
@@ -109,7 +109,7 @@ class Recipe:
     fold:int=0 # which fold of a split by blocks
     split_seed:int=0 # seed of the split
     hold:list=field(default_factory=list) # of several sources, those kept out of training; their images are test
-    unrendered:str='' # text file naming files of the first source, one a line, that no rendering is made of
+    rendered_as:str='' # text file: files of the first source, each with the class that its renderings get, `-` for no rendering
     alpha:float=None # draw small sources more often, see `source_weights`
     size:int=64 # side of the square input, pixels
     method:str='squash' # how images are brought to it
@@ -151,7 +151,7 @@ def load(cls:Recipe, path):
     if unknown: raise DataError(f'{path}: unknown keys {", ".join(sorted(unknown))}; a recipe holds {", ".join(f.name for f in fields(cls))}')
     return cls(**d)
 
-# %% ../nbs/06_train.ipynb #05fec79e
+# %% ../nbs/06_train.ipynb #708c9bd6
 PHANTOMS = 1500 # of each class, and renderings of each kind, where a recipe names them among its sources
 
 def _part(name, hold, root):
@@ -161,14 +161,16 @@ def _part(name, hold, root):
     df = df.assign(split=np.where(df.source.isin(hold) | (df.split=='test'), 'test', 'train'))
     return df.assign(label=label) if label else df
 
-def _without(df, file):
-    "The index without the files that `file` names"
-    names = set(Path(file).read_text(encoding='utf-8').split())
+def _relabelled(df, file):
+    "The index with the classes that `file` gives, as a source of their own, and without the files that it gives none"
+    names = dict(l.split() for l in Path(file).read_text(encoding='utf-8').splitlines())
     rel = pd.Series(relative_paths(df), index=df.index)
-    if strange := names-set(rel): raise DataError(f'{file} names {len(strange)} files that the index has not, such as {min(strange)}')
-    return df[~rel.isin(names)]
+    if strange := set(names)-set(rel): raise DataError(f'{file} names {len(strange)} files that the index has not, such as {min(strange)}')
+    new = rel.map(names)
+    named = df.assign(label=new.fillna(df.label), source=df.source.where(new.isna(), df.source+', relabelled'))
+    return named[new!='-']
 
-# %% ../nbs/06_train.ipynb #a155b736
+# %% ../nbs/06_train.ipynb #d5bfa317
 def _pooled(recipe, root):
     "The index of a recipe with several sources"
     first,*names = recipe.source.split('+')
@@ -177,7 +179,7 @@ def _pooled(recipe, root):
     df = pool_index(one, *rest)
     if strange := set(recipe.hold)-set(df.source): raise DataError(f'no source {", ".join(sorted(strange))} to hold out; there are {", ".join(sorted(set(df.source)))}')
     if 'rendering' in names:
-        rows = pool_index(_without(one, recipe.unrendered) if recipe.unrendered else one, *rest).query('split=="train"')
+        rows = pool_index(_relabelled(one, recipe.rendered_as) if recipe.rendered_as else one, *rest).query('split=="train"')
         made = make_renderings(fastai_folder()/f'mednist_fastai-renderings-{PHANTOMS}-{index_digest(rows)[:12]}', rows, n=PHANTOMS)
         df = pool_index(df, made.assign(split='train'))
     df.attrs['split'] = dict(how=recipe.split, seed=recipe.split_seed, fold=recipe.fold, hold=list(recipe.hold), first=one.attrs['split'], digest=split_digest(df))
@@ -315,9 +317,9 @@ def _training(learn, seconds):
     return dict(seconds=round(seconds, 1), images_per_second=round(n/seconds, 1), parameters=sum(p.numel() for p in learn.model.parameters()),
                 device=str(learn.dls.device), epochs=epochs)
 
-# %% ../nbs/06_train.ipynb #f48ae5cf
+# %% ../nbs/06_train.ipynb #c725c69d
 SVM_OPTIONS = dict(n_components=[50,100], cs=[1,10,100,1000], gammas=[1e-3,1e-4], cv=5, grid_n=6000, fit_n=0)
-_svm_fields = 'hold unrendered name source split fold split_seed size method mode policy arch model_kwargs cache seed'.split()
+_svm_fields = 'hold rendered_as name source split fold split_seed size method mode policy arch model_kwargs cache seed'.split()
 
 def _svm_options(recipe):
     "The options of a recipe for an svm; raises `DataError` for what an svm doesn't have"
