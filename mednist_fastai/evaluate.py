@@ -93,9 +93,9 @@ def errors_figure(self:Evaluation, k=12):
     e = self.errors()
     return images_figure(e[e.error==''].head(k), f'{source_title(self.source)}, {self.split}: {len(e)} errors')
 
-# %% ../nbs/11_evaluate.ipynb #b8a90f93
+# %% ../nbs/11_evaluate.ipynb #727d4750
 def evaluate(
-    learner, # A learner folder
+    learner, # A learner folder; the one in the package where None
     df, # An index with a split
     split:str='test', # Which rows
     **kwargs # To `Predictor`: `device`, `batch_size`, `workers`
