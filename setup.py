@@ -22,6 +22,7 @@ setup(
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3',
                  'Topic :: Scientific/Engineering :: Medical Science Apps.'],
     packages=find_packages(include=[cfg['name'], cfg['name'] + '.*']),
+    include_package_data=False,
     package_data={cfg['name']: ['learners/*/*']},
     python_requires='>=' + cfg['min_python'],
     install_requires=lines('requirements'),
