@@ -107,7 +107,8 @@ def test_close_is_prompt(tiny, phantom_files, monkeypatch):
     assert time.monotonic()-t < 3 and not threads()
 
 SLOW = '''
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler) # a shell starts what it puts in the background with SIGINT ignored
 from mednist_fastai import infer
 real = infer.load_image
 def slow(*args, **kw):
