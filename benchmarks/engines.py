@@ -4,7 +4,7 @@ to ONNX Runtime in float32. OpenVINO is not a requirement of the package: `pip i
 python benchmarks/engines.py [--write nbs/experiments/records/03_engines.json]"""
 import argparse, json, statistics, time
 import numpy as np
-from mednist_fastai.infer import Predictor, _cores
+from mednist_fastai.infer import Predictor
 from mednist_fastai.train import machine, versions
 
 def onnx_runtime(p): return lambda x: p.forward(x)[0]
@@ -12,7 +12,7 @@ def onnx_runtime(p): return lambda x: p.forward(x)[0]
 def openvino(p, precision):
     import openvino as ov
     c = ov.Core()
-    net = c.compile_model(c.read_model(p.learner.graph), 'CPU', {'INFERENCE_PRECISION_HINT':precision, 'INFERENCE_NUM_THREADS':_cores()})
+    net = c.compile_model(c.read_model(p.learner.graph), 'CPU', {'INFERENCE_PRECISION_HINT':precision, 'INFERENCE_NUM_THREADS':p.session.get_session_options().intra_op_num_threads})
     request = net.create_infer_request()
     return lambda x: request.infer({0:x})[net.output('probabilities')]
 

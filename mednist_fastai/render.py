@@ -213,7 +213,7 @@ def _write(folder, rows, n, seed, size):
     if not any(folder.iterdir()): raise DataError('the index has no hands and no chest CT with lungs to see; no renderings can be made of it')
     (folder/'SYNTHETIC.md').write_text('# Renderings\n\nHalf-synthetic images that mednist_fastai made of others. They train; nothing is measured on them.\n', encoding='utf-8')
 
-# %% ../nbs/02a_render.ipynb #b3a917e2
+# %% ../nbs/02a_render.ipynb #f0937979
 def make_renderings(
     dst, # Folder to write; one that this function wrote before is read
     df, # An index; its train rows are used, all rows where none is called train
@@ -229,5 +229,7 @@ def make_renderings(
     with tempfile.TemporaryDirectory(prefix=f'.{dst.name}.', dir=dst.parent) as tmp:
         _write(Path(tmp)/'new', rows, n, seed, size)
         (Path(tmp)/'new'/'renderings.json').write_text(json.dumps(want), encoding='utf-8')
-        os.rename(Path(tmp)/'new', dst)
+        try: os.rename(Path(tmp)/'new', dst)
+        except OSError:
+            if not (dst/'renderings.json').is_file(): raise # else another process was faster
     return _same(dst, want)
