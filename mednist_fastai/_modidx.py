@@ -486,7 +486,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mednist_fastai.render._down': ('render.html#_down', 'mednist_fastai/render.py'),
                                        'mednist_fastai.render._draw': ('render.html#_draw', 'mednist_fastai/render.py'),
                                        'mednist_fastai.render._largest': ('render.html#_largest', 'mednist_fastai/render.py'),
-                                       'mednist_fastai.render._names_digest': ('render.html#_names_digest', 'mednist_fastai/render.py'),
                                        'mednist_fastai.render._one': ('render.html#_one', 'mednist_fastai/render.py'),
                                        'mednist_fastai.render._oval': ('render.html#_oval', 'mednist_fastai/render.py'),
                                        'mednist_fastai.render._paint_lungs': ('render.html#_paint_lungs', 'mednist_fastai/render.py'),

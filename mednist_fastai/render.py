@@ -6,12 +6,12 @@
 __all__ = ['RENDERINGS', 'two_hands', 'forearm', 'black_background', 'find_lungs', 'lung_window', 'soft_window',
            'make_renderings']
 
-# %% ../nbs/02a_render.ipynb #1eb6e25a
-import hashlib, json, os, tempfile, zlib
+# %% ../nbs/02a_render.ipynb #a34fd05c
+import json, os, tempfile, zlib
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from .data import DataError, folder_index
+from .data import DataError, folder_index, index_digest
 from .images import load_image
 
 # %% ../nbs/02a_render.ipynb #d288d70d
@@ -199,11 +199,7 @@ def _same(dst, want):
     if have!=want: raise DataError(f'{dst} holds other renderings; choose another folder, or delete this one')
     return folder_index(dst, name='rendering')
 
-# %% ../nbs/02a_render.ipynb #014fd4b7
-def _names_digest(rows):
-    "What names the rows on every machine: label, source and file name"
-    return hashlib.sha256('\n'.join(sorted(f'{l} {s} {Path(p).name}' for l,s,p in zip(rows.label, rows.source, rows.path))).encode()).hexdigest()
-
+# %% ../nbs/02a_render.ipynb #d2c20b81
 def _write(folder, rows, n, seed, size):
     folder.mkdir()
     for kind,label in [(k,l) for k,ls in RENDERINGS.items() for l in ls]:
@@ -213,7 +209,7 @@ def _write(folder, rows, n, seed, size):
     if not any(folder.iterdir()): raise DataError('the index has no hands and no chest CT with lungs to see; no renderings can be made of it')
     (folder/'SYNTHETIC.md').write_text('# Renderings\n\nHalf-synthetic images that mednist_fastai made of others. They train; nothing is measured on them.\n', encoding='utf-8')
 
-# %% ../nbs/02a_render.ipynb #f0937979
+# %% ../nbs/02a_render.ipynb #ad0114b9
 def make_renderings(
     dst, # Folder to write; one that this function wrote before is read
     df, # An index; its train rows are used, all rows where none is called train
@@ -223,7 +219,7 @@ def make_renderings(
 ): # DataFrame: the index of `dst`, source 'rendering'
     "Write renderings to `dst/<label>/<kind>-NNNNNN.png`; raises `DataError` where `dst` holds anything else"
     dst,rows = Path(dst),df[df.split=='train'] if (df.split=='train').any() else df
-    want = dict(version=_version, n=n, seed=seed, size=size, of=_names_digest(rows))
+    want = dict(version=_version, n=n, seed=seed, size=size, of=index_digest(rows))
     if dst.exists(): return _same(dst, want)
     dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{dst.name}.', dir=dst.parent) as tmp:
