@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PHANTOMS', 'OPTIMISERS', 'SVM_OPTIONS', 'Autocast', 'bf16_helps', 'class_weights', 'timm_learner', 'Recipe',
-           'sources_index', 'recipe_index', 'recipe_dls', 'recipe_learner', 'LossRatioStop', 'versions', 'machine',
-           'start_record', 'train', 'fit_svm']
+           'sources_index', 'recipe_index', 'recipe_dls', 'recipe_learner', 'LossRatioStop', 'WeightAverage',
+           'versions', 'machine', 'start_record', 'train', 'fit_svm']
 
-# %% ../nbs/06_train.ipynb #587e18af
+# %% ../nbs/06_train.ipynb #97759f33
 import json, os, platform, re, time
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from functools import partial
@@ -28,6 +29,7 @@ from fastai.optimizer import Adam, SGD
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy, accuracy_multi
 from fastai.torch_core import set_seed
+from timm.utils import ModelEmaV3
 from .data import DataError, fastai_folder, get_index, index_digest, make_split, pool_index, relative_paths, split_digest
 from .phantom import make_phantoms
 from .render import make_renderings
@@ -99,7 +101,7 @@ def _loss(dls, multi, weighted):
     if multi and weighted: raise DataError('class weights are for one class an image; leave `weighted` off for several findings')
     return BCEWithLogitsLossFlat() if multi else CrossEntropyLossFlat(weight=class_weights(dls).to(dls.device) if weighted else None)
 
-# %% ../nbs/06_train.ipynb #80658a6e
+# %% ../nbs/06_train.ipynb #4045d130
 @dataclass
 class Recipe:
     "All that is needed to run a training again"
@@ -108,7 +110,7 @@ class Recipe:
     split:str='random' # 'random', 'dedup', 'blocks', 'grouped' or 'official'
     fold:int=0 # which fold of a split by blocks
     split_seed:int=0 # seed of the split
-    hold:list=field(default_factory=list) # of several sources, those kept out of training; their images are test
+    hold:list=field(default_factory=list) # of several sources, those kept out of training, `source` or `source/Label`; their images are test
     rendered_as:str='' # text file: files of the first source, each with the class that its renderings get, `-` for no rendering
     alpha:float=None # draw small sources more often, see `source_weights`
     size:int=64 # side of the square input, pixels
@@ -133,6 +135,7 @@ class Recipe:
     stop_ratio_epochs:int=3 # ... for so many epochs in a row
     stop_after:int=0 # epochs without a better validation loss before stopping; 0 never stops
     reduce_lr_after:int=0 # the same, before the learning rate is divided by 10; 0 never
+    ema:float=0. # decay of a moving average of the weights, which is what is validated and kept; 0 keeps the weights themselves
     cache:bool=True # decoded cache
     bf16:bool=None # None: where it helps
     seed:int=0 # of weights, shuffling and augmentation
@@ -151,15 +154,17 @@ def load(cls:Recipe, path):
     if unknown: raise DataError(f'{path}: unknown keys {", ".join(sorted(unknown))}; a recipe holds {", ".join(f.name for f in fields(cls))}')
     return cls(**d)
 
-# %% ../nbs/06_train.ipynb #708c9bd6
+# %% ../nbs/06_train.ipynb #b1190a0a
 PHANTOMS = 1500 # of each class, and renderings of each kind, where a recipe names them among its sources
 
 def _part(name, hold, root):
     "The index of one of several sources, all train but for what is held out or officially test"
     name,label = re.fullmatch(r'(.*?)(?::(\w+))?', name).groups() # a drive letter is followed by a slash, so it is no label
     df = make_phantoms(fastai_folder()/f'mednist_fastai-phantoms-{PHANTOMS}', n=PHANTOMS) if name=='phantom' else get_index(name, root=root)
-    df = df.assign(split=np.where(df.source.isin(hold) | (df.split=='test'), 'test', 'train'))
-    return df.assign(label=label) if label else df
+    df = df.assign(label=label) if label else df
+    return df.assign(split=np.where(_held(df, hold) | (df.split=='test'), 'test', 'train'))
+
+def _held(df, hold): return df.source.isin(hold) | (df.source+'/'+df.label).isin(hold)
 
 def _relabelled(df, file):
     "The index with the classes that `file` gives, as a source of their own, and without the files that it gives none"
@@ -170,14 +175,15 @@ def _relabelled(df, file):
     named = df.assign(label=new.fillna(df.label), source=df.source.where(new.isna(), df.source+', relabelled'))
     return named[new!='-']
 
-# %% ../nbs/06_train.ipynb #d5bfa317
+# %% ../nbs/06_train.ipynb #fa42fecb
 def _pooled(recipe, root):
     "The index of a recipe with several sources"
     first,*names = recipe.source.split('+')
     one = make_split(get_index(first, root=root), recipe.split, seed=recipe.split_seed, fold=recipe.fold)
+    one = one.assign(split=one.split.mask(_held(one, recipe.hold), 'test'))
     rest = [_part(n, recipe.hold, root) for n in names if n!='rendering']
     df = pool_index(one, *rest)
-    if strange := set(recipe.hold)-set(df.source): raise DataError(f'no source {", ".join(sorted(strange))} to hold out; there are {", ".join(sorted(set(df.source)))}')
+    if strange := set(recipe.hold)-set(df.source)-set(df.source+'/'+df.label): raise DataError(f'no source {", ".join(sorted(strange))} to hold out; there are {", ".join(sorted(set(df.source)))}')
     if 'rendering' in names:
         rows = pool_index(_relabelled(one, recipe.rendered_as) if recipe.rendered_as else one, *rest).query('split=="train"')
         made = make_renderings(fastai_folder()/f'mednist_fastai-renderings-{PHANTOMS}-{index_digest(rows)[:12]}', rows, n=PHANTOMS)
@@ -235,10 +241,28 @@ class LossRatioStop(Callback):
         self.bad = self.bad+1 if self.last > self.ratio else 0
         if self.bad >= self.patience: raise CancelFitException()
 
-# %% ../nbs/06_train.ipynb #066ad6f9
+# %% ../nbs/06_train.ipynb #d85e6486
+class WeightAverage(Callback):
+    "Validate, and end with, an exponential moving average of the weights"
+    order = 62 # after what else happens at the end of a batch
+    def __init__(self, decay=.998): store_attr()
+    def before_fit(self):
+        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
+        self.ema = ModelEmaV3(self.model, decay=self.decay)
+    def after_batch(self):
+        if self.training: self.ema.update(self.model, step=self.train_iter)
+    def _put(self, state): self.model.load_state_dict(state)
+    def before_validate(self): self.own = deepcopy(self.model.state_dict()); self._put(self.ema.module.state_dict())
+    def after_validate(self): self._put(self.own)
+    def after_fit(self): self._put(self.ema.module.state_dict())
+
+# %% ../nbs/06_train.ipynb #8677211e
 def _callbacks(recipe):
     cbs = [CSVLogger('history.csv', append=False)]
     if recipe.stop_ratio: cbs.append(LossRatioStop(recipe.stop_ratio, recipe.stop_ratio_epochs))
+    if recipe.ema:
+        if recipe.save_best or recipe.stop_after: raise DataError('`ema` keeps an average of the weights; it goes without `save_best` and `stop_after`')
+        cbs.append(WeightAverage(recipe.ema))
     if recipe.save_best: cbs.append(SaveModelCallback(monitor='valid_loss', fname='best'))
     if recipe.reduce_lr_after: cbs.append(ReduceLROnPlateau(monitor='valid_loss', patience=recipe.reduce_lr_after))
     if recipe.stop_after: cbs.append(EarlyStoppingCallback(monitor='valid_loss', patience=recipe.stop_after))
