@@ -180,7 +180,7 @@ class Elsewhere(RandTransform):
             if o.any(): y[o] = TensorImage(f(x[o]))
         return y
 
-# %% ../nbs/03_augment.ipynb #1f33539e
+# %% ../nbs/03_augment.ipynb #ab0bf640
 def _common(shift=.06, zoom=.1, rotate=10., gamma=1.4, contrast=.2, pad_mode=PadMode.Reflection):
     "What every kind of image shares"
     kw = dict(p=.75, pad_mode=pad_mode)
@@ -192,8 +192,12 @@ def _endoscopy():
     return [Dihedral(p=1., pad_mode=PadMode.Zeros), *_common(rotate=180., pad_mode=PadMode.Zeros),
             Saturation(max_lighting=.2, p=.5), Hue(max_hue=.03, p=.5)]
 
+def _zoom_flip():
+    kw = dict(pad_mode=PadMode.Border)
+    return [Dihedral(p=.5, draw=2, **kw), Zoom(min_zoom=.7, max_zoom=1.3, p=1., **kw)] # the third of the eight symmetries is upside down
+
 POLICIES = dict(radiograph=_common, ct=partial(_common, gamma=1.6, contrast=.4), mri=partial(_common, gamma=1.6, contrast=.3),
-                endoscopy=_endoscopy, elsewhere=lambda: [Elsewhere()], none=list)
+                endoscopy=_endoscopy, elsewhere=lambda: [Elsewhere()], zoom_flip=_zoom_flip, none=list)
 
 # %% ../nbs/03_augment.ipynb #d188cf94
 class PolicyError(ValueError): "There is no augmentation policy of this name"
