@@ -6,8 +6,8 @@
 __all__ = ['FORMAT', 'FILES', 'KEY', 'LearnerError', 'LearnerNotFoundError', 'LearnerDamagedError', 'LearnerFormatError',
            'LearnerExistsError', 'LearnerCheckError', 'UnsafeLearnerError', 'file_digest', 'LearnerFolder',
            'shipped_learner', 'open_learner', 'load_export', 'graph_module', 'export_graph', 'check_graph',
-           'model_card', 'percent', 'save_learner', 'add_metrics', 'edit_card', 'sklearn_graph', 'check_sklearn',
-           'save_sklearn']
+           'model_card', 'percent', 'save_learner', 'add_metrics', 'edit_card', 'set_thresholds', 'sklearn_graph',
+           'check_sklearn', 'save_sklearn']
 
 # %% ../nbs/09_learner.ipynb #ebcc4364
 import hashlib, json, os, tempfile
@@ -50,7 +50,7 @@ def _config_digest(config):
     d[KEY].get('sha256', {}).pop('config.json', None)
     return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/09_learner.ipynb #f3f34760
+# %% ../nbs/09_learner.ipynb #af8e6945
 @dataclass(frozen=True)
 class LearnerFolder:
     "A verified learner folder: its path and its configuration"
@@ -73,11 +73,19 @@ class LearnerFolder:
     @property
     def graph(self): "The ONNX file"; return self.path/'model.onnx'
     @property
+    def thresholds(self):
+        "float32 (K,): a finding is present where its probability is at least this; 0.5 each where none were chosen"
+        import numpy as np
+        return np.array(self.info.get('thresholds') or [.5]*len(self.labels), np.float32)
+    @property
     def digest(self):
-        "A sha256 that names what this learner answers: its graph, labels and preprocessing, but not the figures on its card"
-        return hashlib.sha256(json.dumps([self.info['sha256']['model.onnx'], self.labels, self.info['preprocessing']]).encode()).hexdigest()
+        "A sha256 that names what this learner answers: its graph, labels, preprocessing and thresholds, but not the figures on its card"
+        answers = [self.info['sha256']['model.onnx'], self.labels, self.info['preprocessing']]
+        if self.info.get('thresholds'): answers.append(self.info['thresholds'])
+        return hashlib.sha256(json.dumps(answers).encode()).hexdigest()
     def __repr__(self):
-        return f'LearnerFolder({self.path.name}: {self.config["architecture"]}, {self.mode} {self.size} px, {len(self.labels)} classes)'
+        kind = 'findings' if self.task=='multi_label' else 'classes'
+        return f'LearnerFolder({self.path.name}: {self.config["architecture"]}, {self.mode} {self.size} px, {len(self.labels)} {kind})'
 
 # %% ../nbs/09_learner.ipynb #6ca535ea
 def _read_config(path):
@@ -219,22 +227,23 @@ def _check_images(ix, p, n=1000):
     for i,path in enumerate(paths): out[i] = load_image(path, p['size'], p['method'], p['mode'])
     return (out.transpose(0,3,1,2) if p['mode']=='RGB' else out[:,None]).copy(), len(paths)
 
-# %% ../nbs/09_learner.ipynb #ed8861fa
+# %% ../nbs/09_learner.ipynb #752f0225
 def model_card(
     config:dict, # The contents of `config.json`
 )->str: # Markdown
     "The README of a learner folder"
     i,p = config[KEY],config[KEY]['preprocessing']
     rec = i.get('record') or {}
-    parts = [_card_head(config), f'# {i["name"]}', '', f'{config["architecture"]}, {len(config["label_names"])} classes ({", ".join(config["label_names"])}), '
+    kind = 'findings' if i['task']=='multi_label' else 'classes'
+    parts = [_card_head(config), f'# {i["name"]}', '', f'{config["architecture"]}, {len(config["label_names"])} {kind} ({", ".join(config["label_names"])}), '
              f'input {p["size"]} x {p["size"]} {p["mode"]} ({p["method"]}). Research software: not a medical device, not for diagnosis.', '']
     if _is_sklearn(config): parts += _card_sklearn(i)
     for title,text in (i.get('sections') or {}).items(): parts += [f'## {title}', '', text, '']
     if 'data' in rec: parts += _card_data(rec)
-    parts += _card_metrics(i.get('metrics')) + _card_use(i) + _card_check(i)
+    parts += _card_metrics(i.get('metrics')) + _card_thresholds(config) + _card_use(i) + _card_check(i)
     return '\n'.join(parts)+'\n'
 
-# %% ../nbs/09_learner.ipynb #2cd84bef
+# %% ../nbs/09_learner.ipynb #a07ec217
 def _card_head(config):
     library = ('sklearn',) if _is_sklearn(config) else ('timm','fastai')
     tags = '\n'.join(f'- {t}' for t in ('image-classification',*library,'medical-imaging'))
@@ -242,12 +251,13 @@ def _card_head(config):
 
 def _card_data(rec):
     d,r,t,m = rec['data'],rec['recipe'],rec.get('training', {}),rec['machine']
-    n = {s:sum(c.values()) for s,c in d['counts'].items()}
+    n = d.get('images') or {s:sum(c.values()) for s,c in d['counts'].items()}
     out = ['## Training', '', f'- data: {d["source"]}, {d["n"]:,} files, digest `{d["digest"][:16]}`']
     if d['source']=='phantom': out.append('- **synthetic phantoms, no patients: this learner knows nothing of real images**')
     out += [f'- split: {d["split"].get("how")}, seed {d["split"].get("seed")}, {", ".join(f"{k} {v:,}" for k,v in n.items() if k)}',
             _card_svm(r, t) if 'best' in t else
             f'- recipe: {r["epochs"]} epochs, learning rate {r["lr"]:g}, batch {r["bs"]}, policy {r["policy"]}, weights {r["weights"] or "from scratch"}, seed {r["seed"]}']
+    if any(sum(c.values()) for c in d.get('uncertain', {}).values()): out.append(f'- uncertain findings in training: {r["uncertain"]}; in validation and test they are left out')
     if t: out.append(f'- time: {t["seconds"]:,.0f} s on {m.get("gpu") or m["processor"]}, {m["threads"]} threads; {t["parameters"]:,} parameters')
     return out + ['']
 
@@ -261,14 +271,40 @@ def _card_svm(r, t):
     return (f'- setting: {best}; the best of {len(t["grid"])} by {t["cv"]}-fold cross-validation on {t["grid_n"]:,} train images '
             f'({percent(t["best_score"])} %), fitted again on {t["fit_n"]:,}; {sum(t["n_support"]):,} support vectors, seed {r["seed"]}')
 
-# %% ../nbs/09_learner.ipynb #f9d15673
+# %% ../nbs/09_learner.ipynb #24650ecb
 def _card_metrics(metrics):
     if not metrics: return ['## Figures', '', 'Not measured.', '']
+    if 'auroc' in metrics[0]: return _card_findings(metrics)
     out = ['## Figures', '', '| data | split | errors | accuracy | 95 % interval (Wilson) |', '|---|---|---|---|---|']
     for m in metrics:
         lo,hi = m['interval']
         out.append(f'| {m["source"]} | {m["split"]} | {m["errors"]:,} of {m["n"]:,} | {percent(m["accuracy"])} % | {percent(lo)} to {percent(hi)} % |')
     return out + ['', 'Accuracy on a split of one collection says little about images from another hospital.', '']
+
+# %% ../nbs/09_learner.ipynb #24a0858c
+def _range(x): return '' if x is None else f'{percent(x[0])} to {percent(x[1])}'
+
+def _card_findings(metrics):
+    out = ['## Figures', '', 'In %, with 95 % intervals (bootstrap by patient). AP is the average precision; precision, recall and F1 are those at the thresholds.', '',
+           '| data | split | images | mean AUROC | 95 % interval | mean AP | 95 % interval |', '|---|---|---|---|---|---|---|']
+    for m in metrics:
+        out.append(f'| {m["source"]} | {m["split"]} | {m["n"]:,} | {_cut(m["auroc"])} | {_range(m["auroc_interval"])} | {_cut(m["average_precision"])} | {_range(m["average_precision_interval"])} |')
+    for m in metrics[:1]: out += ['', f'{m["source"]}, {m["split"]}:', '', *_finding_rows(m['findings'])]
+    return out + ['', 'Figures on a split of one collection say little about images from another hospital.', '']
+
+def _cut(x): return '' if x is None else percent(x)
+
+def _finding_rows(rows):
+    head = ['| finding | present | AUROC | 95 % interval | AP | 95 % interval | precision | recall | F1 |', '|---|---|---|---|---|---|---|---|---|']
+    return head + [f'| {r["label"]} | {r["support"]:,} of {r["n"]:,} | {_cut(r["auroc"])} | {_range(r["auroc_interval"])} | {_cut(r["average_precision"])} | '
+                   f'{_range(r["average_precision_interval"])} | {percent(r["precision"])} | {percent(r["recall"])} | {percent(r["f1"])} |' for r in rows]
+
+def _card_thresholds(config):
+    i = config[KEY]
+    if not i.get('thresholds'): return []
+    rows = [f'| {l} | {t:.4g} |' for l,t in zip(config['label_names'], i['thresholds'])]
+    return ['## Thresholds', '', f'A finding is present where its probability is at least its threshold. Chosen by: {i["thresholds_rule"]}.', '',
+            '| finding | threshold |', '|---|---|', *rows, '']
 
 # %% ../nbs/09_learner.ipynb #4e0da08b
 def percent(x:float)->str:
@@ -389,6 +425,25 @@ def edit_card(
     info['sections'] = {**(info.get('sections') or {}), **(sections or {})}
     _finish(learner.path, config)
     return open_learner(path)
+
+# %% ../nbs/09_learner.ipynb #9103c4a9
+def set_thresholds(
+    path, # A learner folder of several findings
+    thresholds, # (K,) in the order of its labels, each between 0 and 1
+    rule:str, # How they were chosen and on what, for people; see `thresholds_rule`
+)->LearnerFolder:
+    "Store the thresholds of a learner's findings, and how they were chosen; raises `LearnerFormatError`"
+    import numpy as np
+    learner = open_learner(path.path if isinstance(path, LearnerFolder) else path)
+    t = np.asarray(thresholds, np.float32)
+    if learner.task!='multi_label': raise LearnerFormatError(learner.path, 'one class an image has no thresholds: the most likely class is the answer')
+    if t.shape!=(len(learner.labels),): raise LearnerFormatError(learner.path, f'{len(learner.labels)} thresholds are needed, one for each of {", ".join(learner.labels)}; not shape {t.shape}')
+    if not ((t>=0) & (t<=1)).all(): raise LearnerFormatError(learner.path, f'thresholds must lie between 0 and 1, not {t.tolist()}')
+    if not rule: raise LearnerFormatError(learner.path, 'say in `rule` how the thresholds were chosen, and on which images')
+    config = json.loads(json.dumps(learner.config))
+    config[KEY].update(thresholds=t.tolist(), thresholds_rule=str(rule))
+    _finish(learner.path, config)
+    return open_learner(learner.path)
 
 # %% ../nbs/09_learner.ipynb #9d2374a1
 def _pixel_graph(channels, size, like):
