@@ -148,7 +148,7 @@ def folder_index(
     df['source'] = name
     return _finish(df, root, name, left)
 
-# %% ../nbs/01_data.ipynb #83d72b67
+# %% ../nbs/01_data.ipynb #8eedbe3e
 @dataclass(frozen=True)
 class Source:
     "What is known of a published data set"
@@ -169,6 +169,7 @@ class Source:
     groups: str=''     # regular expression that finds the group in a relative path; empty if names don't tell, or a table does
     table: str=''      # the table in its folder that names files and labels, or names it may have joined by |; empty for class folders
     others: tuple=()   # further names that people's copies of the folder have
+    extract: Callable=field(default=None, repr=False) # unpacks the archive into a folder; None for tar and zip
     index: Callable=field(default=folder_index, repr=False) # makes the index, from folder, name and groups
 
     @property
@@ -180,9 +181,10 @@ def find_record(
     name:str, # name of a registered source
 )->Source:
     "The record of a source; raises `DataNotFoundError`, which lists the names"
-    import_module('mednist_fastai.sources') # registers the sources that are described there
-    if name not in SOURCES: raise DataNotFoundError(f'There is no source {name!r}. Known: {", ".join(SOURCES)}.')
-    return SOURCES[name]
+    more = import_module('mednist_fastai.sources') # registers the sources that are described there
+    if not (src := SOURCES.get(name) or more.medmnist_record(name)):
+        raise DataNotFoundError(f'There is no source {name!r}. Known: {", ".join(SOURCES)}.')
+    return src
 
 # %% ../nbs/01_data.ipynb #55d7add4
 SOURCES['mednist'] = Source(
@@ -257,7 +259,7 @@ def _extract(archive, dst):
             _check_member(o.name, o.isreg() or o.isdir())
             t.extract(o, dst, **kw)
 
-# %% ../nbs/01_data.ipynb #3779fede
+# %% ../nbs/01_data.ipynb #1b915a53
 def unpack(
     archive:str|Path, # tar (gz, xz, bz2) or zip
     dst:str|Path,     # the folder to make; used as it is if it exists
@@ -272,7 +274,7 @@ def unpack(
         if dst.is_dir(): return dst
         for o in dst.parent.glob(f'.{dst.name}.tmp-*'): shutil.rmtree(o, ignore_errors=True) # left by a killed run: we hold the lock
         with tempfile.TemporaryDirectory(dir=dst.parent, prefix=f'.{dst.name}.tmp-', ignore_cleanup_errors=True) as tmp:
-            try: _extract(archive, tmp)
+            try: (src.extract or _extract)(archive, tmp)
             except DataCorruptError as e: raise DataCorruptError(f'{archive} is refused: {e}') from None
             except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, OSError) as e:
                 raise DataCorruptError(f'{archive} could not be unpacked ({type(e).__name__}: {e}). Remove it and fetch it again.') from e
@@ -340,7 +342,7 @@ def download(
         except (OSError, HTTPException) as e: error = str(getattr(e, 'reason', e)) or type(e).__name__
     raise DataNotFoundError(f'{url} could not be fetched: {error}')
 
-# %% ../nbs/01_data.ipynb #4f83e8e8
+# %% ../nbs/01_data.ipynb #cb5bb925
 def _named_place(root, src):
     "The folder or file that the caller or the environment names, or None; it must exist"
     name,what = (root, 'root') if root else (os.getenv(DATA_ENV), f'the environment variable {DATA_ENV}')
@@ -364,7 +366,8 @@ def find_source(
         if (found := _unpacked(place, src)): return found
         archive = _packed(place, src)
     if (found := next((o for o in (dst, *map(dst.with_name, src.others)) if o.is_dir()), None)): return found
-    archive = archive or _packed(fastai_folder(), src) or _packed(fastai_folder('archive'), src) or _download_source(src, progress)
+    shelves = fastai_folder(),fastai_folder('archive'),Path('~/.medmnist').expanduser() # the last is where the package medmnist keeps its files
+    archive = archive or next(filter(None, (_packed(o, src) for o in shelves)), None) or _download_source(src, progress)
     return unpack(archive, dst, src, verify)
 
 # %% ../nbs/01_data.ipynb #9db761cc
@@ -383,9 +386,9 @@ def _download_source(src, progress):
             f'{src.size/1e6:.0f} MB) on a machine with a network from\n  {src.url}\nand put it, packed or unpacked, into\n  {dst.parent}\n'
             f'or into any folder that the environment variable {DATA_ENV} names.') from e
 
-# %% ../nbs/01_data.ipynb #15f1cb68
+# %% ../nbs/01_data.ipynb #7c8adbbe
 def get_index(
-    source:str|Path,     # name of a registered source (see `SOURCES`), a folder, or a table (see `csv_index`)
+    source:str|Path,     # name of a registered source (see `SOURCES`), a folder, a table (see `csv_index`) or an `.npz` of MedMNIST's form
     root:str|Path=None,  # where to look first: for a source, a folder that holds it; for a folder, the one it is relative to
     verify:bool=True,    # compare a registered source's content with its record?
     groups:str='',       # regular expression that finds the group in a relative path; a registered source's own if empty
@@ -395,10 +398,10 @@ def get_index(
     "Index of a data set; raises `DataNotFoundError` or `DataCorruptError`"
     path = Path(root or '.')/Path(source).expanduser()
     try: src = find_record(str(source))
-    except DataNotFoundError as e:
-        if path.is_file(): return import_module('mednist_fastai.sources').csv_index(path, groups=groups, partial=partial)
+    except DataNotFoundError:
+        if path.is_file(): return import_module('mednist_fastai.sources').file_index(path, groups, partial)
         if path.is_dir(): return folder_index(path, groups=groups)
-        raise DataNotFoundError(f'{str(source)!r} is no folder and no table here. {e}') from None
+        raise DataNotFoundError(f'{str(source)!r} is neither a folder nor a known source, nor a table. Known: {", ".join(SOURCES)}.') from None
     if partial and not src.table: raise DataError(f'{src.title} comes in class folders, which need no partial: pass verify=False')
     found = find_source(src.name, root, verify and not partial, progress)
     df = src.index(found, src.name, groups or src.groups, **(dict(partial=True) if partial else {}))
@@ -414,10 +417,10 @@ SOURCES['chest_xray'] = Source(
     citation='D. S. Kermany et al., Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning, Cell 172 (2018) 1122',
     groups=r'/((?:NORMAL2-)?IM-\d+|person\d+_(?:bacteria|virus))[-_]')
 
-# %% ../nbs/01_data.ipynb #fa32afe1
-def _read_table(root, table, columns):
+# %% ../nbs/01_data.ipynb #4ae9aa81
+def _read_table(root, table, columns, sep=','):
     "A table of `root` as text; raises unless it is there and has `columns`"
-    try: df = pd.read_csv(root/table, dtype=str, keep_default_na=False, index_col=False, encoding='utf-8-sig')
+    try: df = pd.read_csv(root/table, sep=sep, dtype=str, keep_default_na=False, index_col=False, encoding='utf-8-sig')
     except FileNotFoundError: raise DataNotFoundError(f'{root} holds no {table}, the table that names its images.') from None
     except (ValueError, OSError) as e: raise DataCorruptError(f'{root/table} cannot be read ({type(e).__name__}: {e}).') from e
     lacking = [o for o in columns if o not in df]
