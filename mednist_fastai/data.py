@@ -787,7 +787,7 @@ def split_digest(
     "Digest of which file is in which part"
     return _digest(sorted(f'{r}\t{s}' for r,s in zip(relative_paths(df), df.split)))
 
-# %% ../nbs/01_data.ipynb #0e56711d
+# %% ../nbs/01_data.ipynb #b96ad4ed
 def _units(df, rel, how, twins, distance):
     "What must stay together, as one value a row, and what it was found by"
     if how in ('grouped', 'sources') and (df.group!='').any(): return [g or r for g,r in zip(df.group, rel)],'group column'
@@ -829,7 +829,8 @@ def make_split(
         part,by = _leave_twins(part, _twins_of(df, twins)),f'{by}, near twins (distance {twins.distance}) left out'
     out = df.copy()
     out['split'] = part
-    shares = dict(train=1, valid=kw.get('valid', 1), test=kw.get('test', how not in ('official', 'sources')))
+    given = how=='official' and 'valid' in set(df.split) # authors' parts may lack a rare finding, and stay as they are
+    shares = dict(train=1, valid=not given and kw.get('valid', 1), test=kw.get('test', how not in ('official', 'sources')))
     _check_split(out, units, [p for p,share in shares.items() if share])
     counts = {p: int((out.split==p).sum()) for p in ('train', 'valid', 'test', '')}
     out.attrs['split'] = dict(how=how, **kw, by=by, counts=counts, index=index_digest(df), digest=split_digest(out))
