@@ -780,10 +780,20 @@ def test_real_chest_xray():
 
 def test_real_nih_cxr():
     df = real('nih_cxr')
-    assert len(df)==1605 and df.group.nunique()==1281 and df.attrs['digest']=='483a92b321a07ca24f9b8aca53ee9f98f98b2b2febb0fb16bdb1bc23a45dc5a6'
+    assert len(df)==1605 and df.group.nunique()==1281 and (df.label=='').sum()==600 and set(df.projection)=={'AP','PA'} and df.attrs['digest']=='483a92b321a07ca24f9b8aca53ee9f98f98b2b2febb0fb16bdb1bc23a45dc5a6'
     out = make_split(df, 'grouped')
     assert (out.groupby('group').split.nunique()==1).all()
     assert out.attrs['split']['digest']=='47bbcab61208c540f9694cd6f9a6622cbde96d2b091e6ae1eae5552cafa61728'
+
+def test_real_pooled_digest():
+    "The pool that records of studies name by its digest: another label for no finding does not touch it"
+    df = pool_index(real('elsewhere'), real('chest_xray').assign(label='CXR'), real('nih_cxr').assign(label='CXR'))
+    assert df.attrs['digest']=='b4dda8c8767b70a0340726ccef03acf5cd840107ef70faa216bc9e848641e245' and len(df)==8577
+
+def test_real_pbc8():
+    df = real('pbc8')
+    assert df.attrs['digest']=='d5f82096460c4f48aa64658031421615cf5c0b070eeb50cd69d80608829954cb' and df.label.value_counts().unique().tolist()==[640]
+    assert make_split(df).split.value_counts().to_dict()==dict(train=4096, valid=512, test=512)
 
 def test_real_elsewhere():
     df,st = real('elsewhere'),real('strangers')
