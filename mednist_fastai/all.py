@@ -2,6 +2,7 @@
 from fastai.vision.all import *
 from .images import *
 from .data import *
+from .sources import *
 from .phantom import *
 from .augment import *
 from .blocks import *

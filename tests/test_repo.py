@@ -48,7 +48,7 @@ modules = sorted((root/'mednist_fastai').glob('*.py'))
 def test_public_names_are_documented(p):
     assert not [n.name for n in _public(p) if not ast.get_docstring(n)]
 
-order = 'images data phantom augment blocks models train interpret trust learner infer evaluate sort search store cli'.split()
+order = 'images data sources phantom render augment blocks models train interpret trust learner infer evaluate sort search store cli'.split()
 
 @pytest.mark.parametrize('p', [p for p in modules if p.stem in order], ids=lambda p: p.stem)
 def test_imports_go_one_way(p):
