@@ -289,7 +289,7 @@ def test_nothing_else_leaks(put, name):
 
 @pytest.mark.parametrize('data', [b'hello world, this is text', b'<!DOCTYPE html><html></html>', b'%PDF-1.7\n%....', b'PK\x03\x04'+bytes(60),
     b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', b'BM is how this text begins, and goes on', b'\0'*200, b'x', b'RIFF\x24\0\0\0WAVEfmt '+bytes(40),
-    bytes(128)+b'DICM'+bytes(100), b'P5 4 4 255\n'+bytes(16)])
+    b'P5 4 4 255\n'+bytes(16)])
 def test_not_an_image(put, data):
     with pytest.raises(NotAnImageError, match='scan.jpg: not one of JPEG') as e: open_image(put(data))
     assert repr(data[:12]) in e.value.reason
