@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEPTH', 'Prediction', 'DeviceError', 'Predictor', 'predict_files']
 
-# %% ../nbs/10_infer.ipynb #eb8e5714
+# %% ../nbs/10_infer.ipynb #7bc05a62
 import os, threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from .images import ImageError, load_image
+from .images import ImageError, _check_choices, load_image
 from .learner import LearnerFormatError, open_learner
 
 # %% ../nbs/10_infer.ipynb #14b0410c
@@ -55,7 +55,7 @@ def _open_graph(graph, device=None):
     if device=='cuda' and dev=='cpu': raise DeviceError("device='cuda': ONNX Runtime found no usable GPU; check the driver with nvidia-smi, and CUDA and cuDNN")
     return sess,dev
 
-# %% ../nbs/10_infer.ipynb #85835422
+# %% ../nbs/10_infer.ipynb #418fc834
 class Predictor:
     "Runs a learner folder on image files; open it once, use it for any number of calls"
     def __init__(self,
@@ -63,10 +63,13 @@ class Predictor:
         device:str=None, # 'cpu', 'cuda', or None: CUDA where this ONNX Runtime has it, else the CPU
         batch_size:int=None, # Images a batch; None is about a megapixel, at most 64 images
         workers:int=None, # Decoding threads; None is one a core, at most 8
+        window:int|str|tuple|None=None, # Of DICOM files: None is what each asks for; see `open_image`
+        frame:int|None=None, # Of DICOM files: None is the middle one
     ):
+        _check_choices(window, frame)
         for k,v in dict(batch_size=batch_size, workers=workers).items():
             if v is not None and v<1: raise ValueError(f'{k} is {v}; it must be at least 1')
-        self.learner = open_learner(learner)
+        self.learner,self.window,self.frame = open_learner(learner),window,frame
         self.workers = workers or min(8, _cores())
         self.batch_size = batch_size or max(1, min(64, 2**20//self.learner.size**2))
         self.session,self.device = _open_graph(self.learner.graph, device)
@@ -86,20 +89,20 @@ def forward(self:Predictor,
     "The network on a batch of pixels"
     return tuple(self.session.run(['probabilities','embedding'], {'image':x}, opts))
 
-# %% ../nbs/10_infer.ipynb #ffd8a5f9
+# %% ../nbs/10_infer.ipynb #133ea867
 DEPTH = 3 # batches in flight: one in the network, one ready, one being decoded
 
 class _Batch:
     "Files on their way to the network"
-    def __init__(self, paths, lf):
-        self.paths,self.lf,self.errors = paths,lf,{}
+    def __init__(self, paths, lf, **choices):
+        self.paths,self.lf,self.choices,self.errors = paths,lf,choices,{} # choices: window and frame
         self.x = np.empty((len(paths),lf.channels,lf.size,lf.size), np.uint8)
 
     def decode(self, rows, stop):
         "Fill `rows` with pixels, or with the reason why not"
         for i in rows:
             if stop.is_set(): return
-            try: im = load_image(self.paths[i], self.lf.size, method=self.lf.method, mode=self.lf.mode)
+            try: im = load_image(self.paths[i], self.lf.size, method=self.lf.method, mode=self.lf.mode, **self.choices)
             except ImageError as e: self.errors[i] = e
             # a decoder's own bug or a full memory costs one file too, never the run
             except Exception as e: self.errors[i] = ImageError(self.paths[i], f'{type(e).__name__}: {e}')
@@ -114,7 +117,7 @@ def run(self:_Batch, forward, parts):
     out = dict(zip(ok, zip(*forward(self.x if len(ok)==len(self.x) else self.x[ok])))) if ok else {}
     return [Prediction(p, *out.get(i, (None,None)), self.errors.get(i)) for i,p in enumerate(self.paths)]
 
-# %% ../nbs/10_infer.ipynb #ab94fe4a
+# %% ../nbs/10_infer.ipynb #ec226b56
 @patch
 def predict(self:Predictor,
     paths, # Image files, any iterable; read no further than needed
@@ -126,7 +129,7 @@ def predict(self:Predictor,
     part = max(1, min(16, self.batch_size//self.workers)) # files a task: few enough that all threads share a batch
     def fill():
         while len(flight)<DEPTH and (ps := list(islice(paths, self.batch_size))):
-            b = _Batch(ps, self.learner)
+            b = _Batch(ps, self.learner, window=self.window, frame=self.frame)
             parts = [decoders.submit(b.decode, range(i, min(i+part, len(ps))), stop) for i in range(0, len(ps), part)]
             flight.append(net.submit(b.run, lambda x: self.forward(x, opts), parts))
     try:
@@ -139,6 +142,15 @@ def predict(self:Predictor,
         stop.set()
         opts.terminate = True
         for pool in (decoders,net): pool.shutdown(wait=True, cancel_futures=True)
+
+# %% ../nbs/10_infer.ipynb #6ab7ffa2
+@patch
+def decide(self:Predictor,
+    probs, # (N,K) or (K,), probabilities in the order of the labels
+)->np.ndarray: # bool, the same shape: is the probability at least the finding's threshold?
+    "Which findings are present, by the thresholds of a multi-label learner; raises `LearnerFormatError` for another"
+    if self.learner.task!='multi_label': raise LearnerFormatError(self.learner.path, 'one class an image has no thresholds: the most likely class is the answer')
+    return np.asarray(probs, np.float32) >= self.learner.thresholds
 
 # %% ../nbs/10_infer.ipynb #83e25a34
 @delegates(Predictor.__init__)

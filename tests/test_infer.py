@@ -129,6 +129,32 @@ def test_ctrl_c(tiny, phantom_files):
     err = p.communicate(timeout=20)[1]
     assert time.monotonic()-t < 4 and p.returncode and 'KeyboardInterrupt' in err
 
+def test_dicom_choices(tiny, phantom_files, monkeypatch):
+    "Window and frame reach every file that is read, and change what the network sees of DICOM alone"
+    import pydicom
+    from pathlib import Path
+    at = Path(pydicom.__file__).parent/'data/test_files'
+    ct,film = str(at/'CT_small.dcm'),str(at/'examples_ybr_color.dcm')
+    pred = Predictor(tiny)
+    for kw in dict(window='lung'),dict(window=(0,99), frame=0),{}:
+        got = predict_files([ct, film, phantom_files[0]], tiny, **kw)[0]
+        x = np.stack([load_image(f, 64, mode='L', **kw)[None] for f in (ct, film, phantom_files[0])])
+        assert np.array_equal(got, pred.forward(x)[0])
+    res = list(Predictor(tiny, frame=29).predict([ct, film, phantom_files[0]]))
+    assert [o.error is None for o in res] == [False,True,True] and 'frame 29 of a file that has 1' in res[0].error.reason
+    for kw in dict(window='liver'),dict(window=-1),dict(frame=-1):
+        with pytest.raises(ValueError): Predictor(tiny, **kw)
+
+def test_decide(tiny, monkeypatch):
+    from types import SimpleNamespace
+    from mednist_fastai.learner import LearnerError
+    pred = Predictor(tiny)
+    with pytest.raises(LearnerError, match='most likely'): pred.decide(np.zeros((2,6)))
+    monkeypatch.setattr(pred, 'learner', SimpleNamespace(task='multi_label', thresholds=np.float32([.5,.25,.9])))
+    probs = np.float32([[.5,.25,.9],[.49,.24,.89],[np.nan]*3,[1,0,1]])
+    assert pred.decide(probs).tolist() == [[True]*3,[False]*3,[False]*3,[True,False,True]]
+    assert pred.decide(probs.tolist()).dtype==bool and pred.decide(probs[3]).tolist() == [True,False,True]
+
 def test_arguments(tiny):
     with pytest.raises(DeviceError, match='None, .cpu. or .cuda.'): Predictor(tiny, device='tpu')
     for kw in dict(batch_size=0),dict(workers=0):
