@@ -293,15 +293,24 @@ def _check_dicom(ds, frame, path):
     if frame>=n: raise UnsupportedImageError(path, f'frame {frame} of a file that has {n}, counted from 0')
     return frame
 
-# %% ../nbs/00_images.ipynb #b5afbf9d
+# %% ../nbs/00_images.ipynb #d0ae5121
 _sof = set(range(0xc0, 0xd0)) - {0xc4,0xc8,0xcc} | {0xf7} # the JPEG markers that are followed by the size; the last one is JPEG-LS's
+
+def _j2k_size(code):
+    i = 0
+    if code[:8]==b'\0\0\0\x0cjP  ': # a JP2: its boxes must lead to the picture. pydicom follows a length of 0 for ever
+        i = 12
+        while code[i+4:i+8]!=b'jp2c':
+            if (n:=int.from_bytes(code[i:i+4], 'big'))<8: return
+            i += n
+        i += 8
+    if code[i:i+4]!=b'\xff\x4f\xff\x51': return
+    x,y,x0,y0 = struct.unpack_from('>4I', code, i+8)
+    return y-y0,x-x0,struct.unpack_from('>H', code, i+40)[0]
 
 def _coded_size(code):
     "Height, width and samples that JPEG, JPEG-LS or JPEG 2000 data announce"
-    i = code.find(b'\xff\x4f\xff\x51') # JPEG 2000, maybe inside of a JP2
-    if code[:2]!=b'\xff\xd8' and i>=0:
-        x,y,x0,y0 = struct.unpack_from('>4I', code, i+8)
-        return y-y0,x-x0,struct.unpack_from('>H', code, i+40)[0]
+    if code[:2]!=b'\xff\xd8': return _j2k_size(code)
     i = 2
     while code[i]==0xff:
         if code[i+1] in _sof: return struct.unpack_from('>HHB', code, i+5)
@@ -318,7 +327,7 @@ def _coded_frame(f, ds, frame, path):
     if size!=(ds.Rows,ds.Columns,ds.SamplesPerPixel): raise TruncatedImageError(path, 'DICOM whose picture is coded with another size than its header has')
     return code
 
-# %% ../nbs/00_images.ipynb #409edaff
+# %% ../nbs/00_images.ipynb #a10a5010
 def _decode_jpeg(code, ds, ts, path):
     "Lossless, 12-bit or JPEG-LS data `code` as an array"
     import imagecodecs
@@ -332,6 +341,13 @@ def _decode_jpeg(code, ds, ts, path):
         shift = max(0, a.dtype.itemsize*8 - ds.BitsStored)
         a = (a<<shift).view(f'i{a.dtype.itemsize}')>>shift
     return convert_color_space(a, ds.PhotometricInterpretation, 'RGB') if 'YBR_FULL' in ds.PhotometricInterpretation else a
+
+def _check_length(f, ds, frame, path):
+    "Raise where the uncompressed pixels end too early; missing bits would be zeros"
+    at = f.tell()
+    bits = ds.Rows*ds.Columns*(2 if ds.PhotometricInterpretation=='YBR_FULL_422' else ds.SamplesPerPixel)*ds.BitsAllocated*(frame+1)
+    if (f.seek(0, 2)-at)*8 < bits: raise TruncatedImageError(path, 'DICOM whose picture is cut short')
+    f.seek(at)
 
 def _unpack_bits(f, frame, shape):
     "A frame of single bits that does not begin on a byte; pydicom reads such a frame one byte short"
@@ -351,7 +367,8 @@ def _decode_dicom(f, elem, ds, ts, frame, path):
         if jpeg and b'\xff\xd9' not in code[-64:]: raise TruncatedImageError(path, 'DICOM whose picture is cut short')
         if jpeg and (ts not in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit) or ds.BitsStored>8): return _decode_jpeg(code, ds, ts, path)
     elif ts in uid.RLETransferSyntaxes: plugin = 'pydicom'
-    elif ds.BitsAllocated==1 and frame and ds.Rows*ds.Columns%8: return _unpack_bits(f, frame, (ds.Rows,ds.Columns))
+    else: _check_length(f, ds, frame, path)
+    if ds.BitsAllocated==1 and frame and not plugin and ds.Rows*ds.Columns%8: return _unpack_bits(f, frame, (ds.Rows,ds.Columns))
     if plugin and plugin not in decoder.available_plugins: raise ModuleNotFoundError(name='pylibjpeg-openjpeg')
     return decoder.as_array(f, index=frame, decoding_plugin=plugin, **as_pixel_options(ds, pixel_keyword=_pixel_keywords[elem], pixel_vr=ds.pixel_vr))[0]
 

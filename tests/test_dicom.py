@@ -256,6 +256,9 @@ def test_one_bit(put):
     bits = np.packbits(mask.ravel(), bitorder='little').tobytes()
     path = put(mask, BitsAllocated=1, BitsStored=1, PixelData=bits + b'\0'*(len(bits)%2))
     for i in range(3): assert np.array_equal(px(path, frame=i), mask[i]*255) # frames do not begin on a byte
+    path.write_bytes(path.read_bytes()[:-5])
+    assert np.array_equal(px(path, frame=1), mask[1]*255)
+    with pytest.raises(TruncatedImageError, match='cut short'): open_image(path, frame=2)
     assert px(put(mask[0]*0, BitsAllocated=1, BitsStored=1, PixelData=bytes(8))).max()==0
 
 def test_padding(put):
@@ -510,8 +513,17 @@ def test_coded_sizes_must_agree(put, monkeypatch):
         with pytest.raises(TruncatedImageError, match='another size'): open_image(put(np.zeros((64,64), np.uint8), ts, code=code))
         with pytest.raises(TruncatedImageError): open_image(put(big, ts, code=code[:len(code)//2]))
 
+def test_boxes_of_length_0(put):
+    "pydicom would look for the end of them for ever"
+    rgb = np.kron(COLOUR, np.ones((8,8,1), np.uint8))
+    code = bytearray(imagecodecs.jpeg2k_encode(rgb, level=0, codecformat='JP2', reversible=True))
+    at = code.index(b'ftyp')-4
+    for n in (0,1,7,2**32-1):
+        code[at:at+4] = n.to_bytes(4, 'big')
+        with pytest.raises(TruncatedImageError): open_image(put(rgb, uid.JPEG2000Lossless, code=bytes(code)))
+
 FUZZ = [T/o for o in ('CT_small.dcm','MR_small_implicit.dcm','MR_small_jpeg_ls_lossless.dcm','SC_rgb_jpeg_gdcm.dcm','MR_small_jp2klossless.dcm','MR_small_RLE.dcm','SC_rgb_dcmtk_+eb+cy+s2.dcm',
-    'image_dfl.dcm','examples_palette.dcm','rtdose_expb.dcm','SC_rgb_jls_lossy_line.dcm','JPGExtended.dcm')]
+    'image_dfl.dcm','examples_palette.dcm','liver_expb_1frame.dcm','GDCMJ2K_TextGBR.dcm','SC_ybr_full_422_uncompressed.dcm','rtdose_expb.dcm','SC_rgb_jls_lossy_line.dcm','JPGExtended.dcm')]
 
 @pytest.mark.parametrize('path', FUZZ, ids=lambda p: p.name)
 def test_damage(path, tmp_path):
