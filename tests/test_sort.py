@@ -369,7 +369,8 @@ def test_refused_learners(src, run, tmp_path, tiny):
     lf = open_learner(tiny)
     config = json.loads(json.dumps(lf.config))
     config['mednist_fastai']['task'] = 'multi_label'
-    with pytest.raises(SortError, match='single_label'): run(learner=LearnerFolder(lf.path, config))
+    with pytest.raises(SortError, match='threshold of its own'): run(learner=LearnerFolder(lf.path, config), min_confidence=.5)
+    with pytest.raises(SortError, match='one class a file'): run(per_finding='link')
     assert tree(src)==before and not (tmp_path/'dst').exists()
 
 def test_another_way_of_deciding(src, run, tmp_path, tiny):
@@ -379,8 +380,24 @@ def test_another_way_of_deciding(src, run, tmp_path, tiny):
     config['mednist_fastai']['sha256']['model.onnx'] = 'f'*64
     with pytest.raises(SortError, match='another learner'): run(min_confidence=.5, learner=LearnerFolder(lf.path, config))
     with pytest.raises(SortError, match='min_confidence=0.5'): run()
+    with pytest.raises(SortError, match='window=None, not lung'): run(min_confidence=.5, window='lung')
+    with pytest.raises(SortError, match='frame=None, not 0'): run(min_confidence=.5, frame=0)
     assert tree(tmp_path/'dst', state=True)==before
     same_frame(run(min_confidence=.5), df)
+
+def test_a_window_is_part_of_the_run(run, tmp_path):
+    "Written as plain numbers; the same again in another form goes on, none is another run"
+    df = run(window=(40,400), frame=1)
+    head = json.loads((tmp_path/'dst'/sort.STATE/'journal.jsonl').read_text().splitlines()[0])
+    assert head['window']==[40,400] and head['frame']==1
+    same_frame(run(window=[40.,400.], frame=1), df)
+    with pytest.raises(SortError, match='window='): run(frame=1)
+
+def test_the_head_of_a_journal(run, tmp_path, tiny):
+    "As it has always been where nothing new is asked for, so that folders sorted by earlier versions go on"
+    run()
+    head = json.loads((tmp_path/'dst'/sort.STATE/'journal.jsonl').read_text().splitlines()[0])
+    assert head==dict(learner=open_learner(tiny).digest, name='tiny', labels=list(CLASSES), min_confidence=None, mednist_sort=1)
 
 def test_damaged_journal(run, tmp_path):
     df,j = run(),tmp_path/'dst'/sort.STATE/'journal.jsonl'
@@ -526,7 +543,7 @@ class Stub:
             p[h[0]%3] = .9 if h[1]%4 else .7
             yield Prediction(f, None, None, NotAnImageError(f, 'no image')) if f.endswith('.txt') else Prediction(f, p, p, None)
 
-def in_child(src, dst, lf, move, die=0):
+def in_child(src, dst, lf, move, die=0, stub=Stub, **kw):
     "Sort in a forked child that is gone before its `die`-th change of the disk (half way through, where that is a line of the journal); did it get through?"
     if (pid := os.fork())==0:
         n = [0]
@@ -546,10 +563,10 @@ def in_child(src, dst, lf, move, die=0):
                 os._exit(9)
             real(self, lines)
         for o in 'link','unlink','replace','utime','chmod','mkdir': setattr(os, o, dies(getattr(os, o)))
-        sort._Journal._write,sort.Predictor = write,Stub
+        sort._Journal._write,sort.Predictor = write,stub
         code = 1
         try:
-            classify_folder(src, dst, lf, move=move, progress=False, min_confidence=.8)
+            classify_folder(src, dst, lf, move=move, progress=False, **kw)
             code = 0
         finally: os._exit(code)
     return {0:True, 9:False}[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
@@ -563,28 +580,29 @@ def make_source(src):
     (src/'d0/notes.txt').write_text('text')
     os.utime(src/'d0/notes.txt', ns=(10**18, 10**18))
 
-def crash(learner, path, move):
+def crash(learner, path, move, **kw):
     "Let runs die at every change of the disk in turn; what the next one leaves must be what an undisturbed one leaves"
     import pandas # once, rather than in every child
     lf,src,dst = open_learner(learner),Path(path)/'src',Path(path)/'dst'
     def reset():
         for o in src,dst: shutil.rmtree(o, ignore_errors=True)
         make_source(src)
-    def state(): return tree(src),tree(dst),sorted(os.listdir(dst/sort.STATE)),os.listdir(dst/sort.STATE/'tmp')
+    def links(): return sorted(o.stat().st_nlink for o in dst.glob('*/*'))
+    def state(): return tree(src),tree(dst),links(),sorted(os.listdir(dst/sort.STATE)),os.listdir(dst/sort.STATE/'tmp')
     reset()
     files = sorted(v for v in tree(src).values())
-    assert in_child(src, dst, lf, move)
+    assert in_child(src, dst, lf, move, **kw)
     want = state()
     for n in range(1, 1000):
         reset()
-        through = in_child(src, dst, lf, move, die=n)
+        through = in_child(src, dst, lf, move, die=n, **kw)
         left = [v for f,v in (tree(src)|{f'dst/{k}':v for k,v in tree(dst).items() if k!='report.csv'}).items()]
         assert set(files)==set(left), n # nothing lost, and no half file under a final name
-        assert in_child(src, dst, lf, move) and state()==want, n
+        assert in_child(src, dst, lf, move, **kw) and state()==want, n
         if through: break
     reset()
     for k in range(1, 1000): # one folder, and every run dies a little later than the one before
-        if in_child(src, dst, lf, move, die=k): break
+        if in_child(src, dst, lf, move, die=k, **kw): break
     assert state()==want
     print(n)
 
@@ -627,4 +645,4 @@ def test_sigkill(tmp_path, tiny, phantom_files, move):
         assert (tree(src),tree(dst))==state
         no_debris(dst)
 
-if __name__=='__main__' and sys.argv[1:2]==['crash']: crash(*sys.argv[2:4], move=sys.argv[4]=='move')
+if __name__=='__main__' and sys.argv[1:2]==['crash']: crash(*sys.argv[2:4], move=sys.argv[4]=='move', min_confidence=.8)
