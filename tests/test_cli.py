@@ -36,6 +36,44 @@ def test_sort_exit_codes_and_strict(tiny, phantom_files, tmp_path):
     assert cmd('sort', tmp_path/'in', tmp_path/'out', tiny, '--strict', '--quiet').returncode == 3
     assert (pd.read_csv(tmp_path/'out/report.csv').status=='sorted').sum() == 10
 
+@pytest.mark.parametrize('args', [['--batch-size',0],['--workers',0],['--frame',-1],['--per-finding','symlink'],['--window','1.5'],['--window','1,2,3']], ids=lambda o: f'{o[0]}={o[1]}')
+def test_senseless_arguments(tiny, tmp_path, args):
+    "One line, exit code 2, as arguments that the parser refuses; nothing is made"
+    (tmp_path/'in').mkdir()
+    _one_line(cmd('sort', tmp_path/'in', tmp_path/'out', tiny, f'{args[0]}={args[1]}'), 2, args[0])
+    assert not (tmp_path/'out').exists()
+
+def test_senseless_arguments_of_train(lab, tmp_path):
+    for o in ['--bs',0],['--epochs',-1],['--size',0],['--task','both'],['--uncertain','maybe']:
+        _one_line(cmd('train', '--out', tmp_path/'run', '--source', lab/'phantoms', f'{o[0]}={o[1]}'), 2, o[0])
+    assert not (tmp_path/'run').exists()
+
+def test_sort_many_findings(tmp_path):
+    from test_sort_multilabel import draw, make_learner
+    lf = make_learner(tmp_path/'halves')
+    for i in range(4): draw(tmp_path/f'in/{i}', 220*(i%2), 220*(i//2), i)
+    p = cmd('sort', tmp_path/'in', tmp_path/'out', lf, '--per-finding', 'link')
+    assert p.returncode==0 and 'No Finding' in p.stdout and 'Right' in p.stdout, p.stderr
+    assert {o.name:len(list(o.iterdir())) for o in (tmp_path/'out').iterdir() if o.is_dir() and o.name[0]!='.'}=={'Finding':3, 'No Finding':1, 'Left':2, 'Right':2, 'Top':1}
+    _one_line(cmd('sort', tmp_path/'in', tmp_path/'out', lf), 1, 'stay complete')
+    _one_line(cmd('sort', tmp_path/'in', tmp_path/'out2', lf, '--min-confidence', '.9'), 1, 'threshold')
+
+def test_sort_dicom_window(tiny, tmp_path):
+    import pydicom.data
+    (tmp_path/'in').mkdir()
+    shutil.copy(Path(pydicom.data.__file__).parent/'test_files/CT_small.dcm', tmp_path/'in/IM1')
+    for i,w in enumerate(['lung','-600,1500','brain']):
+        p = cmd('sort', tmp_path/'in', tmp_path/f'out{i}', tiny, f'--window={w}', '--frame=0', '--strict', '--quiet')
+        assert p.returncode==0 and (pd.read_csv(tmp_path/f'out{i}/report.csv').status=='sorted').all(), p.stderr
+    _one_line(cmd('sort', tmp_path/'in', tmp_path/'out0', tiny, '--window=bone', '--frame=0'), 1, 'window=lung')
+    _one_line(cmd('sort', tmp_path/'in', tmp_path/'out9', tiny, '--window=long'), 2, 'long')
+
+def test_data_holds_sources_out(lab, tmp_path):
+    src = tmp_path/'table'
+    p = cmd('data', lab/'phantoms', '--split', 'sources', '--hold', 'nobody,else')
+    _one_line(p, 1, 'nobody')
+    _one_line(cmd('data', lab/'phantoms', '--split', 'sources'), 1, 'hold')
+
 def test_data_prints_counts_and_audit(lab):
     p = cmd('data', lab/'phantoms', '--split', 'random', '--audit')
     assert p.returncode==0 and 'split digest' in p.stdout and 'nearest training image' in p.stdout, p.stderr
