@@ -6,7 +6,7 @@
 __all__ = ['Evaluation', 'source_title', 'bootstrap_scores', 'draws_interval', 'FindingsEvaluation', 'evaluate', 'run', 'measure',
            'pictures', 'Comparison', 'compare']
 
-# %% ../nbs/11_evaluate.ipynb #ccc1db4a
+# %% ../nbs/11_evaluate.ipynb #3e261868
 import json, shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from .blocks import index_labels, index_targets, keep_findings
 from .train import Recipe, finding_scores, fit_svm, recipe_index, sources_index, train
 from .interpret import (LearnerInterpretation, accuracy_dict, confusion_figure, findings_confusion, findings_figure, findings_report,
                                       findings_table, images_figure, report_table, roc_figure, wilson)
-from .trust import RULES, fit_thresholds, thresholds_rule
+from .trust import THRESHOLD_RULES, fit_thresholds, thresholds_rule
 from .learner import add_metrics, open_learner, save_learner, save_sklearn, set_thresholds
 from .infer import predict_files
 
@@ -98,7 +98,7 @@ def errors_figure(self:Evaluation, k=12):
     e = self.errors()
     return images_figure(e[e.error==''].head(k), f'{source_title(self.source)}, {self.split}: {len(e)} errors')
 
-# %% ../nbs/11_evaluate.ipynb #62cf6059
+# %% ../nbs/11_evaluate.ipynb #101d8f2c
 def _units(groups):
     "A number for each patient, (N,); images without a group are their own"
     return pd.factorize(np.array([g if isinstance(g, str) and g else f'\0{i}' for i,g in enumerate(groups)], dtype=object))[0]
@@ -106,16 +106,23 @@ def _units(groups):
 def _draws(units, n, seed):
     "How often each image is in each of `n` draws of patients, in pieces (b,N) that fit into memory"
     rng,g = np.random.default_rng(seed),units.max()+1
-    step = max(1, 2**21//len(units))
+    step = max(1, 2**18//len(units))
     for s in range(0, n, step):
-        yield np.stack([np.bincount(rng.integers(0, g, g), minlength=g) for _ in range(min(step, n-s))])[:,units].astype(float)
+        yield np.stack([np.bincount(rng.integers(0, g, g), minlength=g) for _ in range(min(step, n-s))]).astype(np.float32)[:,units]
 
-# %% ../nbs/11_evaluate.ipynb #ceeed298
-def _weighted(t, p, w):
-    "AUROC and average precision (B,) for targets (M,), probabilities (M,) and weights (B,M); NaN where only one kind was drawn"
-    order = np.argsort(-p, kind='stable')
-    runs = np.flatnonzero(np.r_[True, np.diff(p[order])!=0]) # equal probabilities are one step of the curve
-    pos,neg = (np.add.reduceat(w[:,order]*k[order], runs, axis=1) for k in (t, 1-t))
+# %% ../nbs/11_evaluate.ipynb #d357f44f
+def _order(t, p):
+    "Rows of known targets by falling probability, where in them a new probability begins, and their targets"
+    rows = np.flatnonzero(~np.isnan(t))
+    rows = rows[np.argsort(-p[rows], kind='stable')]
+    return rows, np.flatnonzero(np.r_[True, np.diff(p[rows])!=0]), t[rows]
+
+def _weighted(rows, runs, t, w):
+    "AUROC and average precision (B,) by `_order` and weights (B,N); NaN where only one kind was drawn"
+    w = w[:,rows]
+    pos = w*t.astype(w.dtype)
+    neg = w-pos
+    if len(runs)<len(rows): pos,neg = (np.add.reduceat(o, runs, axis=1) for o in (pos, neg)) # equal probabilities are one step of the curve
     tp,fp = pos.cumsum(1),neg.cumsum(1)
     n_pos,n_neg = tp[:,-1],fp[:,-1]
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -131,12 +138,10 @@ def bootstrap_scores(
     seed:int=0, # Of the draws
 )->tuple: # (AUROC (n,K), average precision (n,K)); NaN where a draw has only one kind
     "AUROC and average precision of each finding in bootstrap draws of patients"
-    t,p,out = np.asarray(targets, dtype=float),np.asarray(probs, dtype=float),[]
-    known = ~np.isnan(t)
-    for w in _draws(_units(groups), n, seed):
-        each = [_weighted(t[m,k], p[m,k], w[:,m]) if (m := known[:,k]).any() else np.full((2,len(w)), np.nan) for k in range(t.shape[1])]
-        out.append(np.array(each).transpose(1,2,0))
-    return tuple(np.concatenate(out, axis=1))
+    t,p = np.asarray(targets, dtype=float),np.asarray(probs, dtype=float)
+    orders = [_order(t[:,k], p[:,k]) for k in range(t.shape[1])]
+    out = [[_weighted(*o, w) if len(o[0]) else np.full((2,len(w)), np.nan) for o in orders] for w in _draws(_units(groups), n, seed)]
+    return tuple(np.concatenate([np.array(o).transpose(1,2,0) for o in out], axis=1).astype(float))
 
 # %% ../nbs/11_evaluate.ipynb #d16292fc
 def draws_interval(
@@ -332,7 +337,7 @@ def _finding_predictions(rows, probs, errors, learner):
              predicted=['|'.join(l for l,c in zip(learner.labels, o) if c) for o in called], error=[str(e.reason) if e else '' for e in errors])
     return pd.DataFrame({**d, **{f'p_{l}':probs[:,i] for i,l in enumerate(learner.labels)}})
 
-# %% ../nbs/11_evaluate.ipynb #190b4980
+# %% ../nbs/11_evaluate.ipynb #e9378dc8
 def run(
     recipe:Recipe,
     out, # The run folder to make
@@ -343,7 +348,7 @@ def run(
 )->dict: # The record
     "Train by a recipe, save the learner, measure it; a finished run of the same recipe is read, not repeated"
     out = Path(out)
-    if recipe.threshold_rule not in RULES: raise DataError(f'no threshold_rule {recipe.threshold_rule!r}; choose one of {", ".join(RULES)}')
+    if recipe.threshold_rule not in THRESHOLD_RULES: raise DataError(f'no threshold_rule {recipe.threshold_rule!r}; choose one of {", ".join(THRESHOLD_RULES)}')
     if (out/'record.json').exists(): return _also(_finished(recipe, out), out, also, root)
     if df is None: df = recipe_index(recipe, root)
     _clear_unfinished(recipe, out)

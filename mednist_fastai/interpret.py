@@ -7,7 +7,8 @@ __all__ = ['wilson', 'report_table', 'accuracy_dict', 'confusion_figure', 'image
            'findings_confusion', 'findings_report', 'findings_figure', 'finding_losses', 'findings_table', 'roc_figure',
            'FindingsInterpretation']
 
-# %% ../nbs/07_interpret.ipynb #8cd997bc
+# %% ../nbs/07_interpret.ipynb #52ae4740
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -143,12 +144,14 @@ def top_losses_figure(self:LearnerInterpretation, k=12, title=''):
     "The `k` images of largest loss: actual, predicted, probability, file"
     return images_figure(self.top_losses_table(k), title)
 
-# %% ../nbs/07_interpret.ipynb #309453a5
+# %% ../nbs/07_interpret.ipynb #4dcc1df8
 def _settled(targets, predicted):
     "Truth and decision as 0 and 1, both 0 where the truth is not known, and where it is known"
     t,p = np.asarray(targets, dtype=float),np.asarray(predicted).astype(int)
     known = ~np.isnan(t)
     return np.where(known, t, 0).astype(int), np.where(known, p, 0), known
+
+def _wide(x): return np.pad(x, ((0,0),(0,1))) # scikit-learn takes one column for two classes; the column added is never asked for
 
 def findings_confusion(
     targets, # (N,K): 1 present, 0 absent, NaN not known
@@ -157,11 +160,11 @@ def findings_confusion(
     "The four counts of each finding over its known targets, by scikit-learn"
     from sklearn.metrics import multilabel_confusion_matrix
     t,p,known = _settled(targets, predicted)
-    cm = multilabel_confusion_matrix(t, p)
+    cm = multilabel_confusion_matrix(_wide(t), _wide(p), labels=range(t.shape[1]))
     cm[:,0,0] -= (~known).sum(0) # those were set to absent and called absent
     return cm
 
-# %% ../nbs/07_interpret.ipynb #dfb50e7d
+# %% ../nbs/07_interpret.ipynb #6df9c90d
 def findings_report(
     targets, # (N,K): 1 present, 0 absent, NaN not known
     predicted, # (N,K): called present?
@@ -170,11 +173,12 @@ def findings_report(
     "Precision, recall, F1 and support of each finding and their averages, by scikit-learn"
     from sklearn.metrics import precision_recall_fscore_support as scores
     t,p,known = _settled(targets, predicted)
-    rows = {l:o for l,o in zip(labels, zip(*scores(t, p, average=None, labels=range(len(labels)), zero_division=0)))}
+    scores = partial(scores, labels=range(len(labels)), zero_division=0)
+    rows = dict(zip(labels, zip(*scores(_wide(t), _wide(p), average=None))))
     any_known = known.any(1)
     for a in ('micro','macro','weighted','samples'):
         keep = any_known if a=='samples' and any_known.any() else slice(None)
-        rows[f'{a} avg'] = (*scores(t[keep], p[keep], average=a, zero_division=0)[:3], int(t.sum()))
+        rows[f'{a} avg'] = (*scores(_wide(t[keep]), _wide(p[keep]), average=a)[:3], int(t.sum()))
     out = pd.DataFrame.from_dict(rows, orient='index', columns=['precision','recall','f1','support']).rename_axis('label')
     return out.astype(dict(support=int))
 

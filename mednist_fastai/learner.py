@@ -281,14 +281,14 @@ def _card_metrics(metrics):
         out.append(f'| {m["source"]} | {m["split"]} | {m["errors"]:,} of {m["n"]:,} | {percent(m["accuracy"])} % | {percent(lo)} to {percent(hi)} % |')
     return out + ['', 'Accuracy on a split of one collection says little about images from another hospital.', '']
 
-# %% ../nbs/09_learner.ipynb #24a0858c
+# %% ../nbs/09_learner.ipynb #bf2516fc
 def _range(x): return '' if x is None else f'{percent(x[0])} to {percent(x[1])}'
 
 def _card_findings(metrics):
     out = ['## Figures', '', 'In %, with 95 % intervals (bootstrap by patient). AP is the average precision; precision, recall and F1 are those at the thresholds.', '',
-           '| data | split | images | mean AUROC | 95 % interval | mean AP | 95 % interval |', '|---|---|---|---|---|---|---|']
+           '| data | split | images (patients) | mean AUROC | 95 % interval | mean AP | 95 % interval |', '|---|---|---|---|---|---|---|']
     for m in metrics:
-        out.append(f'| {m["source"]} | {m["split"]} | {m["n"]:,} | {_cut(m["auroc"])} | {_range(m["auroc_interval"])} | {_cut(m["average_precision"])} | {_range(m["average_precision_interval"])} |')
+        out.append(f'| {m["source"]} | {m["split"]} | {m["n"]:,} ({m["patients"]:,}) | {_cut(m["auroc"])} | {_range(m["auroc_interval"])} | {_cut(m["average_precision"])} | {_range(m["average_precision_interval"])} |')
     for m in metrics[:1]: out += ['', f'{m["source"]}, {m["split"]}:', '', *_finding_rows(m['findings'])]
     return out + ['', 'Figures on a split of one collection say little about images from another hospital.', '']
 
