@@ -68,11 +68,27 @@ def test_sort_dicom_window(tiny, tmp_path):
     _one_line(cmd('sort', tmp_path/'in', tmp_path/'out0', tiny, '--window=bone', '--frame=0'), 1, 'window=lung')
     _one_line(cmd('sort', tmp_path/'in', tmp_path/'out9', tiny, '--window=long'), 2, 'long')
 
-def test_data_holds_sources_out(lab, tmp_path):
-    src = tmp_path/'table'
-    p = cmd('data', lab/'phantoms', '--split', 'sources', '--hold', 'nobody,else')
-    _one_line(p, 1, 'nobody')
+def test_data_holds_sources_out(lab, monkeypatch, capsys):
+    from mednist_fastai import cli, data
+    _one_line(cmd('data', lab/'phantoms', '--split', 'sources', '--hold', 'nobody,else'), 1, 'nobody')
     _one_line(cmd('data', lab/'phantoms', '--split', 'sources'), 1, 'hold')
+    real = data.get_index
+    def two(*args, **kw):
+        df = real(*args, **kw)
+        df['source'] = ['a' if i%5 else 'b' if i%2 else 'c' for i in range(len(df))]
+        return df
+    monkeypatch.setattr(data, 'get_index', two)
+    cli.mednist_data(str(lab/'phantoms'), split='sources', hold='b,c')
+    rows = [o.split() for o in capsys.readouterr().out.splitlines() if o.startswith('Hand')]
+    assert rows==[['Hand','10','36','4']] # test, train, valid
+
+def test_figures_of_many_findings_are_shown(capsys):
+    "Those that could not be computed, too"
+    from mednist_fastai.cli import _show_metrics
+    rows = [dict(label='Edema', support=3, n=20, auroc=.87654, auroc_interval=[.7,.95], precision=.5, recall=1.), dict(label='Mass', support=0, n=20, auroc=None, auroc_interval=None, precision=0., recall=0.)]
+    _show_metrics(dict(metrics=[dict(source='x', split='test', n=20, auroc=.87654, auroc_interval=None, average_precision=.6, findings=rows)]))
+    assert capsys.readouterr().out.splitlines()==['x, test: 20 images, mean AUROC 87.65 %, mean average precision 60.00 %',
+        'Edema: 3 of 20, AUROC 87.65 % (95 % interval 70.00 to 95.00 %), precision 50.00 %, recall 100.00 %', 'Mass: 0 of 20, AUROC not known, precision 0.00 %, recall 0.00 %']
 
 def test_data_prints_counts_and_audit(lab):
     p = cmd('data', lab/'phantoms', '--split', 'random', '--audit')
