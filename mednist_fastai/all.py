@@ -9,6 +9,7 @@ from .blocks import *
 from .models import *
 from .train import *
 from .interpret import *
+from .trust import *
 from .learner import *
 from .infer import *
 from .evaluate import *

@@ -926,7 +926,7 @@ def _cross_pairs(df, twins):
     side = lambda c,n: df.iloc[p[:,c]][['path','split','label']].reset_index(drop=True).add_suffix(n)
     return pd.concat([side(0,'_a'), side(1,'_b')], axis=1).assign(distance=d).sort_values('distance', kind='stable', ignore_index=True)
 
-# %% ../nbs/01_data.ipynb #8aeea1d2
+# %% ../nbs/01_data.ipynb #7dd85883
 def audit_split(
     df:pd.DataFrame,   # an index with a split
     twins:Twins=None,  # from `find_twins`; found now if None, which takes most of the time
@@ -938,7 +938,7 @@ def audit_split(
     split,label = df.split.to_numpy(dtype=object),df.label.to_numpy(dtype=object)
     ok = ~np.isin(np.arange(len(df)), list(twins.errors))
     test,train = np.flatnonzero((split==part) & ok),np.flatnonzero((split=='train') & ok)
-    if not len(test) or not len(train): raise SplitError(f'Nothing to compare: files per part are {dict(df.split.value_counts())}')
+    if not len(test) or not len(train): raise SplitError(f'Nothing to compare: files per part are {df.split.value_counts().to_dict()}')
     train = train[np.unique(twins.exact[train], return_index=True)[1]] # one of each set of copies is enough
     rows = nearest_pixels(twins.pixels, test, np.sort(train))
     exact,near = _has_twin(twins, split=='train')

@@ -297,7 +297,7 @@ def roc_figure(self:FindingsEvaluation, positive=None):
     ks = range(len(self.labels)) if positive is None else [self.labels.index(positive)]
     return roc_figure(self.targets[:,ks], self.ranked[:,ks], [self.labels[k] for k in ks], f'{source_title(self.source)}, {self.split}', self.thresholds[ks])
 
-# %% ../nbs/11_evaluate.ipynb #6f6cf6ce
+# %% ../nbs/11_evaluate.ipynb #c440f735
 def evaluate(
     learner, # A learner folder; the one in the package where None
     df, # An index with a split
@@ -307,7 +307,7 @@ def evaluate(
     "Measure a saved learner on a split of an index; raises `DataError` for classes or findings it does not know"
     learner = open_learner(learner)
     rows = df[df.split==split]
-    if not len(rows): raise DataError(f'no {split} rows in the index (splits: {dict(df.split.value_counts())})')
+    if not len(rows): raise DataError(f'no {split} rows in the index (splits: {df.split.value_counts().to_dict()})')
     multi = learner.task=='multi_label'
     strange = sorted(set(index_labels(rows, learner.task))-set(learner.labels))
     if strange: raise DataError(f'the learner knows {", ".join(learner.labels)}, the index has {", ".join(strange)} too; '

@@ -113,7 +113,15 @@ _formats = dict(JPEG=(lambda h: h[:3]==b'\xff\xd8\xff', _open_jpeg),
     GIF=(lambda h: h[:6] in (b'GIF87a', b'GIF89a'), GifImageFile),
     WebP=(lambda h: h[:4]==b'RIFF' and h[8:12]==b'WEBP', WebPImageFile))
 
-# %% ../nbs/00_images.ipynb #9476a7fb
+# %% ../nbs/00_images.ipynb #4b8457dd
+_others = {b'%PDF':'a PDF', b'PK':'a ZIP archive or an office document', b'<':'a web page or XML', b'\x1f\x8b':'compressed with gzip'}
+
+def _looks_like(head):
+    "What a file may be, without quoting it: a text may hold a name"
+    text = head.isascii() and all(o>=32 or o in b'\t\r\n' for o in head)
+    return next((v for k,v in _others.items() if head.lstrip().startswith(k)), 'text' if text else 'something unknown')
+
+# %% ../nbs/00_images.ipynb #1edd84d9
 MAX_PIXELS = 64 * 2**20 # 8192 x 8192, 200 MB when decoded in colour. A large mammogram has about 25 million
 _enveloped = bytes.fromhex('06092a864886f70d010703') # how ASN.1 writes "enveloped data"; encrypted DICOM is wrapped so
 
@@ -127,7 +135,7 @@ def _identify(f, path):
         if is_it(head): break
     else:
         if _enveloped in head: raise UnsupportedImageError(path, 'encrypted (a CMS envelope)')
-        raise NotAnImageError(path, f"not one of {', '.join(_formats)}, DICOM: it starts with {head[:12]!r}")
+        raise NotAnImageError(path, f"not one of {', '.join(_formats)}, DICOM, but {_looks_like(head)}")
     f.seek(0)
     im = opener(f)
     _check_size(*im.size, path)
