@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['UNCERTAIN', 'SMOOTH_RANGE', 'Item', 'TensorGrey', 'PILGrey', 'OpenImage', 'image_block', 'index_targets',
            'index_labels', 'keep_findings', 'Findings', 'index_splitter', 'index_rows', 'index_block', 'default_stats',
-           'PixelCache', 'UnreadableImagesError', 'drop_unreadable', 'pixel_cache', 'index_dls', 'source_weights']
+           'PixelCache', 'UnreadableImagesError', 'drop_unreadable', 'pixel_cache', 'CachedDL', 'index_dls',
+           'source_weights']
 
-# %% ../nbs/04_blocks.ipynb #d78d0aac
+# %% ../nbs/04_blocks.ipynb #af599d78
 import hashlib, math, os, tempfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,10 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from fastai.data.all import (CategoryBlock, ColReader, DataBlock, DataLoaders, DisplayedTransform, IntToFloatTensor, L, MultiCategorize,
-                             MultiCategory, Normalize, TensorMultiCategory, TransformBlock, fastai_path)
-from fastai.callback.data import WeightedDL # chkstyle: ignore   (gives DataBlock its weighted_dataloaders)
-from fastai.vision.core import PILImage, PILImageBW, TensorImageBW
+                             MultiCategory, Normalize, TensorCategory, TensorMultiCategory, ToTensor, TransformBlock, fastai_path)
+from fastai.callback.data import WeightedDL
+from fastai.data.core import TfmdDL
+from fastai.vision.core import PILImage, PILImageBW, TensorImage, TensorImageBW
 from .images import ImageError, load_image
 from .data import DataError, index_digest, relative_paths
 from .augment import policy_tfms
@@ -231,7 +233,47 @@ def pixel_cache(
             os.replace(Path(d)/'pixels.npy', file)
     return PixelCache(file, df.path)
 
-# %% ../nbs/04_blocks.ipynb #9e63fb29
+# %% ../nbs/04_blocks.ipynb #fa769176
+class CachedDL(WeightedDL):
+    "A `DataLoader` that takes whole batches from the decoded cache, where all of its data set is in there"
+    def __init__(self, dataset=None, bs=None, wgts=None, **kwargs):
+        self.weighted,self.source = wgts is not None,_in_cache(dataset)
+        super().__init__(dataset, bs, wgts, **kwargs)
+        if any(not isinstance(f, ToTensor) for f in self.after_item.fs) or self.before_batch.fs: self.source = None
+    def get_idxs(self): return super().get_idxs() if self.weighted else TfmdDL.get_idxs(self)
+    def do_item(self, s): return super().do_item(s) if s is None or self.source is None else int(s)
+    def create_batch(self, b): return self.source(b) if isinstance(b[0], int) else super().create_batch(b)
+    def retain(self, res, b): return res if isinstance(b[0], int) else super().retain(res, b)
+
+def _in_cache(dataset):
+    "A function from positions in `dataset` to a batch of pixels and targets, or None where the cache doesn't hold all"
+    opener = next((f for f in dataset.tls[0].tfms.fs if isinstance(f, OpenImage)), None) if hasattr(dataset, 'tls') else None
+    items = list(dataset.items) if opener and opener.cache is not None else ()
+    rows = [opener.cache.rows.get(getattr(o, 'path', None)) for o in items]
+    if not rows or None in rows or len(dataset.tls)!=2: return None
+    return _Slices(opener.cache, np.array(rows), opener.mode, _targets(dataset, items))
+
+# %% ../nbs/04_blocks.ipynb #bad6c2a2
+def _targets(dataset, items):
+    "Targets of all items, of fastai's types"
+    import torch
+    vocab = dataset.tls[1].vocab
+    if not isinstance(dataset.tls[1].tfms.fs[-1], Findings): return TensorCategory(torch.tensor([vocab.o2i[o.label] for o in items]))
+    y = np.zeros((len(items), len(vocab)), np.float32)
+    for r,o in zip(y, items):
+        for k,v in _known(o).items(): r[vocab.o2i[k]] = v
+    return TensorMultiCategory(torch.from_numpy(y))
+
+class _Slices:
+    "Batches out of a `PixelCache`"
+    def __init__(self, cache, rows, mode, targets): self.cache,self.rows,self.mode,self.targets = cache,rows,mode,targets
+    def __call__(self, idxs):
+        import torch
+        x = torch.from_numpy(self.cache.pixels[self.rows[idxs]])
+        x = TensorGrey(x[:,None]) if self.mode=='L' else TensorImage(x.permute(0,3,1,2).contiguous())
+        return x,self.targets[idxs]
+
+# %% ../nbs/04_blocks.ipynb #c5b0fa72
 def index_dls(
     df, # An index with a split
     size:int=64, # Side of the square, pixels
@@ -256,9 +298,8 @@ def index_dls(
     if num_workers is None: num_workers = min(8, os.cpu_count()) if torch.cuda.is_available() else 0
     block = index_block(index_labels(df, task), size, method, mode, task, policy, uncertain, stats, cache)
     bs = min(bs, int((df.split=='train').sum())) # fastai drops a last batch that isn't full: a small set would have none
-    if alpha is not None: kwargs['wgts'],loaders = _train_weights(df, alpha),block.weighted_dataloaders
-    else: loaders = block.dataloaders
-    dls = loaders(df, bs=bs, num_workers=num_workers, **kwargs)
+    weights = {} if alpha is None else dict(wgts=source_weights(df[df.split=='train'], alpha))
+    dls = block.dataloaders(df, bs=bs, num_workers=num_workers, dl_type=CachedDL, dl_kwargs=[weights, {}], **kwargs)
     dls.preprocessing = dict(size=size, method=method, mode=mode, mean=list(stats[0]), std=list(stats[1]))
     dls.task,dls.index,dls.uncertain = task,df,uncertain
     return dls
@@ -275,13 +316,7 @@ def source_weights(
     w /= df.assign(w=w).groupby('label').w.transform('sum').values
     return w/w.sum()
 
-# %% ../nbs/04_blocks.ipynb #faf9638e
-def _train_weights(df, alpha):
-    "Weights as long as the index, of which fastai takes those of the train rows"
-    w,m = np.zeros(len(df)),(df.split=='train').values
-    w[m] = source_weights(df[m], alpha)
-    return w
-
+# %% ../nbs/04_blocks.ipynb #ed509bd8
 def _check_split(df, task='single_label'):
     n = df.split.value_counts()
     for s in ('train','valid'):
