@@ -1,5 +1,7 @@
 "Fixtures shared by the tests: synthetic images and a tiny learner folder that was really trained on them"
 import os, subprocess, sys
+import numpy as np
+from PIL import Image
 import pytest
 
 MAKE = '''
@@ -33,3 +35,10 @@ def tiny(lab): return lab/'tiny'
 def phantom_files(lab):
     "Paths (str) of 300 synthetic images, sorted; the folder's name is the class"
     return sorted(str(o) for o in (lab/'phantoms').glob('*/*.png'))
+
+def put(folder, *names, mode='L'):
+    "Small images, all different"
+    for n in names:
+        (folder/n).parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(list(str(n).encode()))
+        Image.fromarray(rng.integers(0, 256, (16,16) if mode=='L' else (16,16,3), dtype=np.uint8)).save(folder/n)

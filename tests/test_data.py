@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
+from conftest import put
 from mednist_fastai import data
 from mednist_fastai.data import *
 
@@ -496,13 +497,6 @@ def test_exact_groups():
     assert list(exact_groups(x))==[0,1,2,3,4,5,6,2,8,9]
 
 # --- sources with a table, and the layout of each
-
-def put(folder, *names, mode='L'):
-    "Small images, all different"
-    for n in names:
-        (folder/n).parent.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng(list(str(n).encode()))
-        Image.fromarray(rng.integers(0, 256, (16,16) if mode=='L' else (16,16,3), dtype=np.uint8)).save(folder/n)
 
 HEAD = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],'
     'OriginalImagePixelSpacing[x,y]')

@@ -3,6 +3,7 @@ import os, re, shutil, zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
+from conftest import put
 from mednist_fastai import data, sources
 from mednist_fastai.data import *
 from mednist_fastai.sources import *
@@ -14,12 +15,6 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path/'user'))
     monkeypatch.delenv(DATA_ENV, raising=False)
     return tmp_path/'home'
-
-def put(folder, *names, mode='L'):
-    for n in names:
-        (folder/n).parent.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng(list(str(n).encode()))
-        Image.fromarray(rng.integers(0, 256, (16,16) if mode=='L' else (16,16,3), dtype=np.uint8)).save(folder/n)
 
 # --- CheXpert
 
