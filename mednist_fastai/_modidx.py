@@ -174,6 +174,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mednist_fastai.data._nih_index': ('data.html#_nih_index', 'mednist_fastai/data.py'),
                                      'mednist_fastai.data._nih_split': ('data.html#_nih_split', 'mednist_fastai/data.py'),
                                      'mednist_fastai.data._official': ('data.html#_official', 'mednist_fastai/data.py'),
+                                     'mednist_fastai.data._official_by': ('data.html#_official_by', 'mednist_fastai/data.py'),
                                      'mednist_fastai.data._packed': ('data.html#_packed', 'mednist_fastai/data.py'),
                                      'mednist_fastai.data._pooled_group': ('data.html#_pooled_group', 'mednist_fastai/data.py'),
                                      'mednist_fastai.data._pooled_roots': ('data.html#_pooled_roots', 'mednist_fastai/data.py'),

@@ -762,6 +762,8 @@ def _official(df, rel, seed, valid):
         raise SplitError('There is no official split here: expected folders train and test, or train, valid and test.')
     return list(df.split) if 'valid' in found else _carve(df, rel, df.split, seed, valid)
 
+def _official_by(df): return 'authors' if 'valid' in set(df.split) else f'authors, validation by {"group column" if (df.group!="").any() else "file"}'
+
 # %% ../nbs/01_data.ipynb #667e7200
 def _by_source(df, rel, hold, seed, valid):
     "Test on the sources in `hold`; the rest is train and validation"
@@ -820,7 +822,7 @@ def make_split(
     if how=='blocks':
         if not (k>=3 and 0<=fold<k and gap>=0): raise SplitError(f'blocks need k>=3, 0<=fold<k and gap>=0, not {k=}, {fold=}, {gap=}')
         part,kw,by = _blocks(rel, list(df.label), fold, k, gap),dict(fold=fold, k=k, gap=gap),'file number'
-    elif how=='official': part,kw = _official(df, rel, seed, valid),dict(seed=seed, valid=valid)
+    elif how=='official': part,kw,by = _official(df, rel, seed, valid),dict(seed=seed, valid=valid),_official_by(df)
     elif how=='sources':
         hold = sorted({hold} if isinstance(hold, str) else set(hold))
         part,kw,by = _by_source(df, rel, hold, seed, valid),dict(seed=seed, valid=valid, hold=hold),f'source, then {by}'

@@ -402,8 +402,9 @@ def test_official(groups):
     out = make_split(df, 'official')
     assert ((out.split=='test')==(df.split=='test')).all() and out.split.value_counts()['valid']==pytest.approx(22, abs=3)
     if groups: assert (out[out.split!='test'].groupby('group').split.nunique()==1).all()
+    assert out.attrs['split']['by']==f"authors, validation by {'group column' if groups else 'file'}"
     again = make_split(out, 'official')
-    assert list(again.split)==list(out.split)
+    assert list(again.split)==list(out.split) and again.attrs['split']['by']=='authors'
 
 @pytest.mark.parametrize('kw,what', [(dict(how='magic'), 'no split'), (dict(test=1.), 'leave nothing'), (dict(valid=-.1), 'leave nothing'),
     (dict(how='blocks', k=2), 'blocks need'), (dict(how='blocks', fold=10), 'blocks need'), (dict(how='blocks', gap=30), 'none in')])
