@@ -156,14 +156,18 @@ def load_export(
         warnings.simplefilter('ignore') # fastai's own warning of pickles, which the caller has answered
         return load_learner(path)
 
-# %% ../nbs/09_learner.ipynb #a79bf193
+# %% ../nbs/09_learner.ipynb #205b61d6
+def _last(classifier, embedding):
+    "Logits (N,K) from an embedding (N,D); some of timm's classifiers are convolutions of 1x1"
+    return classifier(embedding[...,None,None]).flatten(1) if hasattr(classifier, 'kernel_size') else classifier(embedding)
+
 def graph_module(
     model, # A timm model
     mean, # By channel, for pixels between 0 and 1
     std, # By channel
     task:str='single_label', # 'single_label' (softmax) or 'multi_label' (sigmoid)
     temperature:float=1., # Divides the logits
-): # `nn.Module` from uint8 (N,C,H,W) to probabilities (N,K) and embedding (N,D)
+): # `nn.Module` from uint8 (N,C,H,W) to probabilities (N,K) and embedding (N,D); its `whole` gives what the model as it is would
     "The model with its preprocessing and activation, as it is exported"
     import torch
     class Graph(torch.nn.Module):
@@ -172,11 +176,12 @@ def graph_module(
             self.model = model
             self.register_buffer('mean', torch.tensor(mean).view(1,-1,1,1))
             self.register_buffer('std', torch.tensor(std).view(1,-1,1,1))
+        def scaled(self, image): return (image.float()/255 - self.mean)/self.std
+        def probs(self, logits): return (logits/temperature).softmax(-1) if task=='single_label' else (logits/temperature).sigmoid()
+        def whole(self, image): return self.probs(self.model(self.scaled(image)))
         def forward(self, image):
-            x = (image.float()/255 - self.mean)/self.std
-            embedding = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
-            logits = self.model.get_classifier()(embedding)/temperature
-            return (logits.softmax(-1) if task=='single_label' else logits.sigmoid()), embedding
+            embedding = self.model.forward_head(self.model.forward_features(self.scaled(image)), pre_logits=True)
+            return self.probs(_last(self.model.get_classifier(), embedding)), embedding
     return Graph().eval()
 
 # %% ../nbs/09_learner.ipynb #bb8512ca
@@ -199,7 +204,7 @@ def export_graph(graph, file, channels, size):
                              output_names=['probabilities','embedding'], dynamic_shapes=({0:torch.export.Dim('n')},))
     onnx.save(_strip(prog.model_proto), file)
 
-# %% ../nbs/09_learner.ipynb #5ed11a53
+# %% ../nbs/09_learner.ipynb #c1c463cf
 def check_graph(
     graph, # A `graph_module`
     file, # Its ONNX export
@@ -211,7 +216,7 @@ def check_graph(
     session,worst = ort.InferenceSession(file, providers=['CPUExecutionProvider']),0.
     for s in range(0, len(images), 64):
         x = images[s:s+64]
-        with torch.no_grad(): want = graph(torch.from_numpy(x))[0].numpy()
+        with torch.no_grad(): want = graph.whole(torch.from_numpy(x)).numpy()
         worst = max(worst, float(np.abs(session.run(['probabilities'], {'image':x})[0]-want).max()))
     if not worst < tolerance: raise LearnerCheckError(file, f'graph and torch differ by {worst:.2g} on {len(images)} images, allowed is {tolerance:g}')
     return worst

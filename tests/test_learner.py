@@ -62,3 +62,16 @@ def test_failed_save_leaves_nothing(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(m, 'export_graph', full)
     with pytest.raises(OSError): save_learner(learn, tmp_path/'new')
     assert list(tmp_path.iterdir()) == []
+
+@pytest.mark.parametrize('arch', ['resnetv2_50','densenet121','legacy_xception','mobilenetv2_100','mobilenetv3_small_050','regnetx_002','convnext_atto','vit_tiny_patch16_224','pneumonia_cnn','mednet'])
+def test_graph_is_the_model(arch):
+    "Body, embedding and last layer, taken apart for the graph, give what the model gives; timm's classifiers are not all linear layers"
+    import torch
+    from mednist_fastai.learner import graph_module
+    from mednist_fastai.models import create_backbone
+    torch.manual_seed(0)
+    graph = graph_module(create_backbone(arch, 5, size=64).eval(), [.4], [.2], 'multi_label', 1.5)
+    x = torch.randint(0, 256, (2,1,64,64), dtype=torch.uint8)
+    with torch.no_grad(): probs,embedding = graph(x)
+    assert embedding.ndim==2 and probs.shape==(2,5)
+    with torch.no_grad(): torch.testing.assert_close(probs, graph.whole(x), rtol=1e-5, atol=1e-6)
