@@ -181,6 +181,7 @@ class Recipe:
     epochs:int=3 # of the whole network
     freeze_epochs:int=1 # of the head alone, before; only with weights
     lr:float=2e-3 # highest learning rate of the cycle
+    lr_mult:float=100. # by how much the body's rate is below the head's in `fine_tune`; only with weights, and near 1 where they come from far away
     wd:float=.05 # weight decay
     bs:int=128 # images a batch
     weighted:bool=False # class weights, or those of `positive_weights`
@@ -334,7 +335,7 @@ def _fit(recipe, learn):
         learn.unfreeze()
         return learn.fit(recipe.epochs, recipe.lr, cbs=cbs)
     if not recipe.weights: return learn.fit_one_cycle(recipe.epochs, recipe.lr, cbs=cbs)
-    learn.fine_tune(recipe.epochs, recipe.lr, freeze_epochs=recipe.freeze_epochs, cbs=cbs)
+    learn.fine_tune(recipe.epochs, recipe.lr, freeze_epochs=recipe.freeze_epochs, lr_mult=recipe.lr_mult, cbs=cbs)
 
 # %% ../nbs/06_train.ipynb #16ae3c1c
 def versions(

@@ -79,6 +79,13 @@ def test_in_domain_transfer_freezes_the_body_first(recipe, index, tmp_path):
     with tuned.no_bar(), tuned.no_logging(): tuned.fit(1, 1e-2)
     assert not torch.equal(before['layer1.0.conv1.weight'], tuned.model.state_dict()['layer1.0.conv1.weight'])
 
+def test_a_recipe_says_how_much_lower_the_rate_of_the_body_is(recipe, index, tmp_path):
+    learn,_ = train(_edit(recipe, epochs=1), index, path=tmp_path, bar=False)
+    lf = save_learner(learn, tmp_path/'first')
+    for mult in (100., 4.):
+        body,head = train(_edit(recipe, epochs=1, weights=str(lf.path), lr_mult=mult), index, path=tmp_path, bar=False)[0].opt.hypers
+        assert head['lr']/body['lr']==pytest.approx(mult)
+
 def test_class_weights_follow_the_train_counts(index):
     df = index.drop(index[(index.label=='Hand') & (index.split=='train')].index[10:]).reset_index(drop=True)
     dls = index_dls(df, 16, bs=8)
