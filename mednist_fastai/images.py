@@ -59,13 +59,23 @@ def _typed_errors(path):
         if _unsupported.search(str(e)): raise UnsupportedImageError(path, f'of a kind that cannot be read: {e}') from e
         raise TruncatedImageError(path, f'cut short or damaged: {e}') from e
 
-# %% ../nbs/00_images.ipynb #f6fde186
+# %% ../nbs/00_images.ipynb #25e01e89
+_small = 2**16 # bytes, the most that is read unseen
+
+def _read_file(path, n):
+    "The bytes of `path`, None unless there are `n`: it is being written"
+    fd = os.open(path, os.O_RDONLY|getattr(os, 'O_BINARY', 0)) # Python's own `open` takes three times as long
+    try: b = os.read(fd, n+1)
+    finally: os.close(fd)
+    return b if len(b)==n else None
+
 def _open_file(path):
-    "Open the regular, non-empty file `path`"
+    "The regular, non-empty file `path`, open; in memory where it is small"
     st = os.stat(path)
     if stat.S_ISDIR(st.st_mode): raise NotAFileError(path, 'a folder, not a file')
     if not stat.S_ISREG(st.st_mode): raise NotAFileError(path, 'not a regular file')
     if not st.st_size: raise EmptyFileError(path, 'empty: 0 bytes')
+    if st.st_size<=_small and (b := _read_file(path, st.st_size)): return io.BytesIO(b)
     return open(path, 'rb')
 
 # %% ../nbs/00_images.ipynb #407930d9
@@ -488,6 +498,33 @@ def _on_black(im):
     im = im.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', im.size, (0,0,0,255)), im)
 
+# %% ../nbs/00_images.ipynb #837e5780
+_plain = {0xc0, 0xc4, 0xda, 0xdb, 0xdd, 0xe0, 0xfe} # markers of a plain JPEG: SOF0, DHT, SOS, DQT, DRI, APP0 (JFIF), a comment
+_max_side = 65500 # libjpeg's own limit, which imagecodecs has raised
+_scan_end = re.compile(rb'\xff[^\0\xd0-\xd7]') # a marker other than those inside of a scan
+
+def _plain_size(b):
+    "Height, width and channels of JPEG `b` where it is a plain and whole one, else zeros"
+    i,m,res,no = 2,0,(0,0,0),(0,0,0)
+    if b[:3]!=b'\xff\xd8\xff' or b[-2:]!=b'\xff\xd9': return no
+    while m!=0xda: # SOS: the scan begins
+        if i+10>len(b) or b[i]!=0xff or (m := b[i+1]) not in _plain: return no
+        n = b[i+2]<<8 | b[i+3]
+        if m==0xc0 and b[i+4]==8: res = b[i+5]<<8|b[i+6], b[i+7]<<8|b[i+8], b[i+9]
+        elif n<(16 if m==0xe0 else 2): return no
+        i += n+2
+    end = _scan_end.search(b, i)
+    return res if end and end.start()==len(b)-2 else no
+
+def _small_jpeg(b, mode, size):
+    "The pixels of file `b` at full size, (H,W) or (H,W,3), if it is a plain and whole JPEG; else None"
+    h,w,n = _plain_size(b)
+    if n not in (1,3) or not 0<w*h<=MAX_PIXELS or max(w, h)>_max_side or (size and min(w, h)>=4*size) or b[128:132]==b'DICM': return
+    try:
+        import imagecodecs
+        return imagecodecs.jpeg8_decode(b, outcolorspace=None if n==1 and mode=='L' else 'GRAYSCALE' if mode=='L' else 'RGB')
+    except (ImportError, RuntimeError): return # Pillow will say what is wrong
+
 # %% ../nbs/00_images.ipynb #665251a9
 def _to_8bit(im, f, path):
     "Decode `im`, as 8 bits a sample without transparency"
@@ -499,7 +536,28 @@ def _to_8bit(im, f, path):
     if im.mode[0] in 'IF': return Image.fromarray(_scale(_grey_samples(im), path))
     return _on_black(im)
 
-# %% ../nbs/00_images.ipynb #e7669b3a
+# %% ../nbs/00_images.ipynb #89665961
+def _decode(f, path, mode, size, window, frame):
+    "The picture in open file `f`, upright: a picture, or an array where that is quicker"
+    if isinstance(f, io.BytesIO) and (a := _small_jpeg(f.getvalue(), mode, size)) is not None: return a
+    dicom = _is_dicom(f.read(1024))
+    f.seek(0)
+    if dicom: return _open_dicom(f, path, window, frame).convert(mode)
+    im = _identify(f, path)
+    im.draft(mode, (2*size, 2*size) if size else None) # does something for JPEG only
+    res = _to_8bit(im, f, path).convert(mode)
+    turn = _turn(im)
+    if turn is not None: res = res.transpose(turn)
+    res.info = {} # the orientation is done with
+    return res
+
+def _read_image(path, mode, size, window, frame):
+    "What `_decode` gives for the file `path`; raises an `ImageError`"
+    if mode not in ('L', 'RGB'): raise ValueError(f"mode is 'L' or 'RGB', not {mode!r}")
+    _check_choices(window, frame)
+    with _typed_errors(path), _open_file(path) as f: return _decode(f, path, mode, size, window, frame)
+
+# %% ../nbs/00_images.ipynb #152650d3
 def open_image(
     path:str|os.PathLike, # The file; its content decides the format, not its name
     mode:str='L', # `'L'` (grey) or `'RGB'`
@@ -508,28 +566,19 @@ def open_image(
     frame:int|None=None, # DICOM: which frame, from 0; None is the middle one
 )->Image.Image: # Fully decoded 8-bit picture, upright, without metadata
     "Open a DICOM, JPEG, PNG, BMP, GIF (first frame), TIFF (first page) or WebP file; raises an `ImageError`"
-    if mode not in ('L', 'RGB'): raise ValueError(f"mode is 'L' or 'RGB', not {mode!r}")
-    _check_choices(window, frame)
-    with _typed_errors(path), _open_file(path) as f:
-        dicom = _is_dicom(f.read(1024))
-        f.seek(0)
-        if dicom: return _open_dicom(f, path, window, frame).convert(mode)
-        im = _identify(f, path)
-        im.draft(mode, (2*size, 2*size) if size else None) # does something for JPEG only
-        res = _to_8bit(im, f, path).convert(mode)
-        turn = _turn(im)
-    if turn is not None: res = res.transpose(turn)
-    res.info = {} # the orientation is done with
-    return res
+    res = _read_image(path, mode, size, window, frame)
+    return Image.fromarray(res) if isinstance(res, np.ndarray) else res
 
-# %% ../nbs/00_images.ipynb #8d8f488c
+# %% ../nbs/00_images.ipynb #3821b1d6
+_methods = 'squash','pad'
+
 def resize_image(
     img:Image.Image, # Grey (`L`) or `RGB` picture
     size:int, # Side of the square that comes out, in pixels
     method:str='squash', # `'squash'`: each side to `size`; `'pad'`: the aspect ratio kept, centred on black
 )->Image.Image: # `size` x `size` picture; `img` itself where it has that size already
     "`img` as a square of side `size`, without cropping"
-    if method not in ('squash', 'pad'): raise ValueError(f"method is 'squash' or 'pad', not {method!r}")
+    if method not in _methods: raise ValueError(f"method is 'squash' or 'pad', not {method!r}")
     if img.mode not in ('L', 'RGB'): raise ValueError(f"a picture of mode 'L' or 'RGB' is needed, not {img.mode!r}; open_image gives one")
     if img.size==(size,size): return img
     w,h = (size,size) if method=='squash' else (max(1, round(o*size/max(img.size))) for o in img.size)
@@ -539,7 +588,7 @@ def resize_image(
     res.paste(img, ((size-w)//2, (size-h)//2))
     return res
 
-# %% ../nbs/00_images.ipynb #22fc5e91
+# %% ../nbs/00_images.ipynb #cf28933a
 def load_image(
     path:str|os.PathLike, # The file
     size:int, # Side of the square that comes out, in pixels
@@ -549,4 +598,8 @@ def load_image(
     frame:int|None=None, # DICOM only: see `open_image`
 )->np.ndarray: # uint8, (size,size) or (size,size,3), writable
     "The pixels of a file, for training, cache and inference alike; raises an `ImageError`"
-    return np.array(resize_image(open_image(path, mode, size, window, frame), size, method))
+    im = _read_image(path, mode, size, window, frame)
+    if isinstance(im, np.ndarray):
+        if im.shape[:2]==(size,size) and method in _methods: return im
+        im = Image.fromarray(im)
+    return np.array(resize_image(im, size, method))

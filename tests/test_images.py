@@ -3,7 +3,7 @@ import io, os, pickle, random, struct, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np, pytest
+import imagecodecs, numpy as np, pytest
 from PIL import Image
 
 from mednist_fastai import images
@@ -418,6 +418,97 @@ def test_reduced_cut(put):
 @pytest.mark.parametrize('name', FILES)
 def test_size_changes_no_other_format(put, name):
     if not name.startswith('jpeg'): assert np.array_equal(px(put(FILES[name]), size=4), px(put(FILES[name])))
+
+# ---------------------------------------------------------------- the second decoder, for small JPEGs
+
+def with_interval(b, n):
+    "JPEG `b` that says it restarts every `n` blocks, which it does not"
+    at = b.index(b'\xff\xda')
+    return b[:at] + b'\xff\xdd\0\4' + struct.pack('>H', n) + b[at:]
+
+_exif = Image.Exif()
+_exif[274] = 6
+_a = np.ascontiguousarray(RGB[:17,:21])
+SMALL = dict(grey=encode(_a[...,0].copy(), 'JPEG'), s420=encode(_a, 'JPEG'), s422=encode(_a, 'JPEG', subsampling=1), s444=encode(_a, 'JPEG', subsampling=0), pixel=encode(_a[:1,:1,0].copy(), 'JPEG'),
+    restarts=encode(_a, 'JPEG', restart_marker_blocks=1), comment=encode(_a[...,0].copy(), 'JPEG', comment=b'seen'), optimised=encode(_a[...,0].copy(), 'JPEG', optimize=True),
+    s411=imagecodecs.jpeg8_encode(_a, subsampling='411'), interval=with_interval(encode(_a, 'JPEG'), 1))
+OTHER = dict(progressive=encode(_a, 'JPEG', progressive=True), exif=encode(_a, 'JPEG', exif=_exif), cmyk=encode(_a, 'JPEG', 'CMYK'), profile=encode(_a, 'JPEG', icc_profile=bytes(200)),
+    adobe_rgb=imagecodecs.jpeg8_encode(_a, outcolorspace='RGB'), ycck=imagecodecs.jpeg8_encode(np.dstack([_a, _a[...,:1]]), colorspace='CMYK', outcolorspace='YCCK'),
+    deep=imagecodecs.jpeg8_encode(_a.astype(np.uint16), bitspersample=12), trailing=SMALL['grey']+b'abc', zeros=SMALL['grey']+bytes(40), twice=SMALL['grey']+SMALL['s420'])
+
+@pytest.fixture
+def both(monkeypatch):
+    "Asserts that bytes `b` give the same pixels or the same error with and without the second decoder, and whether it was used"
+    real,used = images._small_jpeg,[]
+    def spy(*args):
+        used.append((a := real(*args)) is not None)
+        return a
+    def outcome(b, kw, decoder):
+        monkeypatch.setattr(images, '_open_file', lambda path: io.BytesIO(b))
+        monkeypatch.setattr(images, '_small_jpeg', decoder)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore') # Pillow warns of damaged EXIF
+            try: return (a := px('x', **kw)).shape,a.tobytes()
+            except ImageError as e: return type(e),e.reason
+    def _both(b, **kw):
+        assert outcome(b, kw, spy)==outcome(b, kw, lambda *args: None)
+        return used[-1]
+    return _both
+
+@pytest.mark.parametrize('mode', ['L','RGB'])
+@pytest.mark.parametrize('name', [*SMALL, *OTHER])
+def test_second_decoder(both, name, mode):
+    "Which files it gets, and that nothing differs"
+    b = (SMALL|OTHER)[name]
+    assert both(b, mode=mode) is (name in SMALL)
+    assert not both(b, mode=mode, size=1) or name=='pixel' # reduced decoding is Pillow's
+    both(b[:128]+b'DICM'+b[132:], mode=mode)
+
+@pytest.mark.parametrize('name', [*SMALL, *OTHER])
+def test_second_decoder_cut(both, name):
+    "A cut at every byte, and an end put behind it"
+    b = (SMALL|OTHER)[name]
+    for n in range(1, len(b)):
+        assert not both(b[:n], mode='RGB') or name in ('trailing','zeros','twice')
+        if n%5==0: both(b[:n]+b'\xff\xd9')
+
+@pytest.mark.parametrize('name', [*SMALL, *OTHER])
+def test_second_decoder_damage(both, name):
+    rnd,n,whole = random.Random(name),0,(SMALL|OTHER)[name]
+    for _ in range(150):
+        b = bytearray(whole)
+        for _ in range(rnd.choice([1,1,2,8])):
+            at = rnd.randrange(min(len(b)-2, rnd.choice([len(b), whole.index(b'\xff\xda')+12]))) # half of them in the header
+            if (k := rnd.random())<.6: b[at] = rnd.choice([rnd.randrange(256), 0, 255])
+            elif k<.8: del b[at:at+rnd.choice([1,2,9])]
+            else: b[at:at+2] = bytes([255, rnd.choice([0,1,0xc0,0xc2,0xc4,0xd0,0xd7,0xd8,0xd9,0xda,0xdb,0xdd,0xe0,0xee,0xfe])])
+        n += both(bytes(b), mode=rnd.choice(['L','RGB']))
+    assert n>15 or name not in SMALL # the test reaches it
+
+def test_second_decoder_has_the_same_limits(both, put, monkeypatch):
+    at = SMALL['grey'].index(b'\xff\xc0')+5
+    for h,w in ((0,0), (1,0), (65500,8), (65501,8), (8,65535), (60000,60000)): both(SMALL['grey'][:at]+struct.pack('>HH', h, w)+SMALL['grey'][at+4:])
+    monkeypatch.undo()
+    monkeypatch.setattr(images, 'MAX_PIXELS', 17*21-1)
+    with pytest.raises(ImageTooLargeError, match='21 x 17'): open_image(put(SMALL['grey']))
+
+def test_second_decoder_is_not_needed(put, monkeypatch):
+    want = load_image(put(SMALL['s420']), 20)
+    monkeypatch.setitem(__import__('sys').modules, 'imagecodecs', None)
+    assert np.array_equal(load_image(put(SMALL['s420']), 20), want)
+
+def test_second_decoder_leaves_large_files(put, monkeypatch):
+    monkeypatch.setattr(images, '_small_jpeg', lambda *args: pytest.fail('used'))
+    path = put(encode(np.random.default_rng(0).integers(0, 256, (300,300), dtype=np.uint8), 'JPEG', quality=95))
+    assert path.stat().st_size>images._small and open_image(path).size==(300,300)
+
+@pytest.mark.parametrize('grow', [-1, 0, 1, 70000])
+def test_a_file_that_changes_while_it_is_read(put, monkeypatch, grow):
+    "What is there when it is read counts, not the size that it had"
+    b = FILES['png']+bytes(100)
+    path,real = put(b),os.stat
+    monkeypatch.setattr(os, 'stat', lambda p, **kw: os.stat_result((*real(p)[:6], real(p).st_size+grow, *real(p)[7:10])) if p==path else real(p, **kw))
+    assert np.array_equal(px(path), GREY)
 
 # ---------------------------------------------------------------- squares
 
