@@ -7,9 +7,10 @@ __all__ = ['MAX_PIXELS', 'WINDOWS', 'ImageError', 'ImageNotFoundError', 'NotAFil
            'NotAnImageError', 'UnsupportedImageError', 'TruncatedImageError', 'ImageTooLargeError', 'open_image',
            'resize_image', 'load_image']
 
-# %% ../nbs/00_images.ipynb #a1fb2999
+# %% ../nbs/00_images.ipynb #35c09cf7
 import errno, io, os, re, stat, struct, threading, warnings, zlib
 from contextlib import contextmanager
+from functools import cache
 import numpy as np
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -59,8 +60,8 @@ def _typed_errors(path):
         if _unsupported.search(str(e)): raise UnsupportedImageError(path, f'of a kind that cannot be read: {e}') from e
         raise TruncatedImageError(path, f'cut short or damaged: {e}') from e
 
-# %% ../nbs/00_images.ipynb #25e01e89
-_small = 2**16 # bytes, the most that is read unseen
+# %% ../nbs/00_images.ipynb #972fa8e2
+_small = 2**20 # bytes, the most that is read unseen
 
 def _read_file(path, n):
     "The bytes of `path`, None unless there are `n`: it is being written"
@@ -269,11 +270,16 @@ def _typed_dicom_errors(path):
         if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL): raise ImageError(path, f'cannot be read: {os.strerror(e.errno)}') from None
         raise TruncatedImageError(path, 'DICOM, cut short or damaged') from None
 
-# %% ../nbs/00_images.ipynb #6ff1cde8
+# %% ../nbs/00_images.ipynb #ba310626
 _dicom_tags = """Modality Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored PixelRepresentation PlanarConfiguration
     RescaleSlope RescaleIntercept RescaleType ModalityLUTSequence VOILUTSequence WindowCenter WindowWidth VOILUTFunction PixelPaddingValue PixelPaddingRangeLimit
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence ExtendedOffsetTable ExtendedOffsetTableLengths""".split()
 _palette_tags = [f'{s}{c}PaletteColorLookupTable{d}' for s,d in (('','Descriptor'),('','Data'),('Segmented','Data')) for c in ('Red','Green','Blue')]
+
+@cache
+def _needed_tags():
+    from pydicom.tag import Tag
+    return [Tag(o) for o in _dicom_tags+_palette_tags] # looking names up takes longer than reading what they name
 
 def _inflated(f, path):
     "Open file `f` at its start, or the inflated data set of a deflated one"
@@ -424,15 +430,15 @@ def _look_up(v, descriptor, data, bo='<'):
     lut = np.atleast_1d(data)[:n or 2**16]
     return lut[np.clip(np.nan_to_num(np.rint(v))-first, 0, len(lut)-1).astype(np.intp)].astype(np.float64)
 
-# %% ../nbs/00_images.ipynb #87c80a12
+# %% ../nbs/00_images.ipynb #c8df9ef4
 def _padding(a, ds):
     "Where stored values `a` only fill the corners outside of a round field of view"
     if ds.get('PixelPaddingValue') is None: return np.zeros(a.shape, bool)
     lo,hi = sorted((ds.PixelPaddingValue, ds.get('PixelPaddingRangeLimit', ds.PixelPaddingValue)))
     return (a>=lo)&(a<=hi)
 
-def _dicom_grey(a, ds, window, path, bo):
-    "Stored values `a`, (H,W), as uint8, in the right order"
+def _greys(a, ds, window, path, bo):
+    "Stored values `a` as uint8, in the right order"
     from pydicom.pixels import apply_rescale
     lut,pad,v = ds.get('ModalityLUTSequence'),_padding(a, ds),a
     if lut: v = _look_up(a, lut[0].LUTDescriptor, lut[0].LUTData, bo)
@@ -446,6 +452,18 @@ def _dicom_grey(a, ds, window, path, bo):
     if ds.PhotometricInterpretation=='MONOCHROME1': g = 255-g
     return np.where(pad, np.uint8(0), g) if voi is None and pad.any() else g
 
+# %% ../nbs/00_images.ipynb #80380008
+def _dicom_grey(a, ds, window, path, bo):
+    "Stored values `a`, (H,W), as uint8"
+    if a.dtype.kind=='f' or a.itemsize>2: return _greys(a, ds, window, path, bo)
+    a = a.astype(a.dtype.newbyteorder('='), copy=False)
+    unsigned = np.dtype(f'u{a.itemsize}')
+    i,there,table = a.view(unsigned).astype(np.intp),*np.zeros((2,256**a.itemsize), np.uint8)
+    there[i] = 1
+    vals = np.flatnonzero(there)
+    table[vals] = _greys(vals.astype(unsigned).view(a.dtype), ds, window, path, bo)
+    return table[i]
+
 # %% ../nbs/00_images.ipynb #2399936d
 def _dicom_colour(a, ds, bo):
     "Stored colours, or indexes into a palette, as uint8 (H,W,3)"
@@ -458,11 +476,11 @@ def _dicom_colour(a, ds, bo):
     else: a = apply_color_lut(a, ds)[...,:3]
     return np.rint((a*(255/(2**bits-1))).clip(0, 255)).astype(np.uint8)
 
-# %% ../nbs/00_images.ipynb #3953b6d5
+# %% ../nbs/00_images.ipynb #e1753c4c
 def _read_header(f, path):
     "The header of DICOM file `f`, its transfer syntax, and the element that holds the pixels; `f` is then at their first byte"
     from pydicom import dcmread, uid
-    ds = dcmread(f, stop_before_pixels=True, force=True, specific_tags=_dicom_tags+_palette_tags)
+    ds = dcmread(f, stop_before_pixels=True, force=True, specific_tags=_needed_tags())
     (implicit,little),b = ds.original_encoding,f.read(12)
     group,elem = struct.unpack(f'{"><"[little]}HH', b[:4]) if len(b)==12 else (0,0)
     if group!=0x7fe0 or elem not in _pixel_keywords:
@@ -498,7 +516,7 @@ def _on_black(im):
     im = im.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', im.size, (0,0,0,255)), im)
 
-# %% ../nbs/00_images.ipynb #837e5780
+# %% ../nbs/00_images.ipynb #5710c53d
 _plain = {0xc0, 0xc4, 0xda, 0xdb, 0xdd, 0xe0, 0xfe} # markers of a plain JPEG: SOF0, DHT, SOS, DQT, DRI, APP0 (JFIF), a comment
 _max_side = 65500 # libjpeg's own limit, which imagecodecs has raised
 _scan_end = re.compile(rb'\xff[^\0\xd0-\xd7]') # a marker other than those inside of a scan
@@ -518,6 +536,7 @@ def _plain_size(b):
 
 def _small_jpeg(b, mode, size):
     "The pixels of file `b` at full size, (H,W) or (H,W,3), if it is a plain and whole JPEG; else None"
+    if len(b)>2**16: return # there both take the same time
     h,w,n = _plain_size(b)
     if n not in (1,3) or not 0<w*h<=MAX_PIXELS or max(w, h)>_max_side or (size and min(w, h)>=4*size) or b[128:132]==b'DICM': return
     try:

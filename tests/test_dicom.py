@@ -222,6 +222,21 @@ def test_rescale(put):
     assert np.array_equal(px(put(RescaleSlope=-1, RescaleIntercept=0, WindowCenter=300, WindowWidth=500)), linear(-RAMP, 300, 500))
     for kw in (dict(RescaleSlope=0, RescaleIntercept=5), dict(RescaleSlope=1, RescaleIntercept=0)): assert np.array_equal(px(put(**kw)), px(put()))
 
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('dt', ['u1','i1','u2','i2','u4','f4'])
+def test_each_value_once(put, dt, order):
+    "Values are computed once each, not pixel by pixel; the result is the same"
+    rng = np.random.default_rng(0)
+    a = rng.integers(-100 if dt[0]=='i' else 0, 120, (30,50)).astype(order+dt)
+    lut = seq(LUTDescriptor=[240,0,16], LUTData=[int(o) for o in rng.integers(0, 60000, 240)])
+    for kw in ({}, dict(WindowCenter=20, WindowWidth=60), dict(PixelPaddingValue=7), dict(PixelPaddingValue=7, PixelPaddingRangeLimit=200), dict(WindowCenter=0, WindowWidth=60, VOILUTFunction='SIGMOID'),
+        dict(ModalityLUTSequence=lut), dict(VOILUTSequence=lut), CT, dict(PhotometricInterpretation='MONOCHROME1', PixelPaddingValue=7)):
+        ds = Dataset()
+        for k,v in (dict(PhotometricInterpretation='MONOCHROME2', BitsStored=a.itemsize*8, PixelRepresentation=int(dt[0]=='i')) | kw).items(): setattr(ds, k, v)
+        for w in (None, 'lung', (30,99)):
+            got = images._dicom_grey(a, ds, w, 'x', '<')
+            assert got.dtype==np.uint8 and np.array_equal(got, images._greys(a, ds, w, 'x', '<'))
+
 def test_eight_bits_are_left_alone(put):
     g = (np.arange(64, dtype=np.uint8)+30).reshape(8,8)
     assert np.array_equal(px(put(g)), g) and np.array_equal(px(put(g, RescaleSlope=1, RescaleIntercept=0)), g)

@@ -498,11 +498,15 @@ def test_second_decoder_is_not_needed(put, monkeypatch):
     assert np.array_equal(load_image(put(SMALL['s420']), 20), want)
 
 def test_second_decoder_leaves_large_files(put, monkeypatch):
-    monkeypatch.setattr(images, '_small_jpeg', lambda *args: pytest.fail('used'))
+    monkeypatch.setattr(images, '_plain_size', lambda *args: pytest.fail('used'))
     path = put(encode(np.random.default_rng(0).integers(0, 256, (300,300), dtype=np.uint8), 'JPEG', quality=95))
-    assert path.stat().st_size>images._small and open_image(path).size==(300,300)
+    assert path.stat().st_size>2**16 and open_image(path).size==(300,300)
 
-@pytest.mark.parametrize('grow', [-1, 0, 1, 70000])
+def test_only_small_files_are_read_whole(put, monkeypatch):
+    assert isinstance(images._open_file(put(bytes(images._small))), io.BytesIO)
+    with images._open_file(put(bytes(images._small+1))) as f: assert not isinstance(f, io.BytesIO)
+
+@pytest.mark.parametrize('grow', [-1, 0, 1, 2**20])
 def test_a_file_that_changes_while_it_is_read(put, monkeypatch, grow):
     "What is there when it is read counts, not the size that it had"
     b = FILES['png']+bytes(100)
