@@ -7,16 +7,17 @@ README_DIR ?= .
 # outputs of notebooks must not depend on the colours or the width of the terminal they were run from
 export NO_COLOR := 1
 
-.PHONY: help demo test pytest notebooks readme docs lint clean-check hooks wheel bench venv dev
+.PHONY: help demo test pytest faults notebooks readme docs lint clean-check hooks wheel bench venv dev
 
 help:
 	@echo "make demo       train and sort on synthetic images: no data, no network but the package index"
 	@echo "make test       install the dev extras and run every test"
+	@echo "make faults     the fault tests in full: kills, full disks, bad input (minutes)"
 	@echo "make notebooks  run the library notebooks and keep their outputs"
 	@echo "make readme     write README.md from nbs/index.ipynb"
 	@echo "make docs       render every notebook as a page in _docs/"
 	@echo "make lint       chkstyle over the notebooks"
-	@echo "make bench      speed, as ratios of runs made side by side"
+	@echo "make bench      speed, as ratios of runs made side by side (about 20 minutes)"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make hooks      git hooks that keep notebooks clean"
 
@@ -47,6 +48,10 @@ test: $(VENV)/.installed-dev
 pytest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests
 
+# small disks are mounted and devices made only where that is allowed, as for root on Linux
+faults: $(VENV)/.installed-dev
+	MEDNIST_FASTAI_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py
+
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-test --save --n-workers 1 --skip-folder-re 'experiments|checkpoints'
@@ -70,3 +75,5 @@ wheel: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/basics.py
 	$(BIN)/python benchmarks/networks.py
+	$(BIN)/python benchmarks/feed.py
+	$(BIN)/python benchmarks/sort.py
