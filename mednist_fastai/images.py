@@ -351,7 +351,7 @@ def _coded_frame(f, ds, frame, path):
     if size!=(ds.Rows,ds.Columns,ds.SamplesPerPixel): raise TruncatedImageError(path, 'DICOM whose picture is coded with another size than its header has')
     return code
 
-# %% ../nbs/00_images.ipynb #a10a5010
+# %% ../nbs/00_images.ipynb #20ebc9d7
 def _decode_jpeg(code, ds, ts, path):
     "Lossless, 12-bit or JPEG-LS data `code` as an array"
     import imagecodecs
@@ -389,7 +389,8 @@ def _decode_dicom(f, elem, ds, ts, frame, path):
     if jpeg or ts in uid.JPEG2000TransferSyntaxes:
         code,plugin = _coded_frame(f, ds, frame, path),'pillow' if jpeg else 'pylibjpeg'
         if jpeg and b'\xff\xd9' not in code[-64:]: raise TruncatedImageError(path, 'DICOM whose picture is cut short')
-        if jpeg and (ts not in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit) or ds.BitsStored>8): return _decode_jpeg(code, ds, ts, path)
+        if jpeg and (ts not in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit) or ds.BitsStored>8):
+            return _decode_jpeg(code[:code.rindex(b'\xff\xd9')+2], ds, ts, path) # CharLS may never come back from data that don't end with a marker
     elif ts in uid.RLETransferSyntaxes: plugin = 'pydicom'
     else: _check_length(f, ds, frame, path)
     if ds.BitsAllocated==1 and frame and not plugin and ds.Rows*ds.Columns%8: return _unpack_bits(f, frame, (ds.Rows,ds.Columns))

@@ -528,6 +528,15 @@ def test_coded_sizes_must_agree(put, monkeypatch):
         with pytest.raises(TruncatedImageError, match='another size'): open_image(put(np.zeros((64,64), np.uint8), ts, code=code))
         with pytest.raises(TruncatedImageError): open_image(put(big, ts, code=code[:len(code)//2]))
 
+def test_jpeg_ls_ends_with_its_end(put, monkeypatch):
+    "CharLS gets no byte behind the end of the picture: it can loop for ever on data that end otherwise"
+    a = np.random.default_rng(0).integers(0, 256, (64,64), dtype=np.uint8)
+    code,real,seen = imagecodecs.jpegls_encode(a),imagecodecs.jpegls_decode,[]
+    monkeypatch.setattr(imagecodecs, 'jpegls_decode', lambda b: seen.append(bytes(b)) or real(b))
+    for tail in (b'', bytes(9), b'\x80'*30): assert np.array_equal(px(put(a, uid.JPEGLSLossless, code=code+tail)), a)
+    with pytest.raises(TruncatedImageError): open_image(put(a, uid.JPEGLSLossless, code=code[:300]+b'\xff\xd9'+bytes(20)))
+    assert len(seen)==4 and all(o.endswith(b'\xff\xd9') for o in seen)
+
 def test_boxes_of_length_0(put):
     "pydicom would look for the end of them for ever"
     rgb = np.kron(COLOUR, np.ones((8,8,1), np.uint8))
