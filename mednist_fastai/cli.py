@@ -152,7 +152,7 @@ def _window(s):
         if math.isfinite(centre) and 0<width<math.inf: return centre,width
     raise ArgumentError(f'--window is {s}; it must be one of {", ".join(WINDOWS)}, the number of a stored window, or CENTRE,WIDTH')
 
-# %% ../nbs/15_cli.ipynb #d6060977
+# %% ../nbs/15_cli.ipynb #059cacc9
 @call_parse(pos=['learner'])
 @one_line_errors
 def mednist_sort(
@@ -168,21 +168,35 @@ def mednist_sort(
     batch_size:int=None, # Images a batch
     workers:int=None, # Decoding threads
     device:str=None, # cpu or cuda
+    precision:str=None, # float32, bfloat16 or int8; where it is left out the fastest here that passed the learner's check
+    report:str='csv', # csv, jsonl or parquet
+    duplicates:str='keep', # link: a further file of the same content becomes a hard link to the first one's copy
+    dry_run:store_true=False, # Decide, show the table and write nothing
     quiet:store_true=False, # No progress bar and no table
     strict:store_true=False, # Exit with 3 when a file could not be sorted
 ):
     "Sort a folder of images into a folder for each class, with a report"
-    from mednist_fastai.sort import classify_folder, sort_summary
+    from mednist_fastai.sort import _sort_folder
     _at_least(1, batch_size=batch_size, workers=workers)
     _at_least(0, frame=frame)
     _one_of(['link','copy'], per_finding=per_finding)
-    df = classify_folder(src, dst, learner, move=move, recursive=not flat, min_confidence=min_confidence, batch_size=batch_size,
-                         workers=workers, device=device, progress=not quiet, per_finding=per_finding, window=_window(window), frame=frame)
-    left = int((~df.status.isin(['sorted','review'])).sum())
+    _one_of(['keep','link'], duplicates=duplicates)
+    _one_of(['csv','jsonl','parquet'], report=report)
+    _one_of(['float32','bfloat16','int8'], precision=precision)
+    counts = _sort_folder(src, dst, learner, move=move, recursive=not flat, min_confidence=min_confidence, batch_size=batch_size, workers=workers, device=device, progress=not quiet,
+                          per_finding=per_finding, window=_window(window), frame=frame, precision=precision, report=report, duplicates=duplicates, dry_run=dry_run)
+    n,left = (sum(v['all'] for k,v in counts.items() if k in which) for which in (counts,('unreadable','skipped')))
     if not quiet:
-        print(sort_summary(df).to_string() if len(df) else 'no files found')
-        print(f'report: {Path(dst)/"report.csv"}' + (f'; {left:,} of {len(df):,} files stayed where they were, see the report' if left else ''))
+        print(_count_table(counts) if n else 'no files found')
+        print(('dry run: nothing was written' if dry_run else f'report: {Path(dst)/f"report.{report}"}') + (f'; {left:,} of {n:,} files stayed where they were, see the report' if left else ''))
     if strict and left: sys.exit(3)
+
+def _count_table(counts):
+    "Counts by status and label, as text"
+    cols = sorted({o for v in counts.values() for o in v if o!='all'}) + ['all']
+    rows = [['status',*cols], *([k, *(f'{v.get(o, 0):,}' for o in cols)] for k,v in counts.items())]
+    wide = [max(map(len, c)) for c in zip(*rows)]
+    return '\n'.join('  '.join(o.rjust(w) if i else o.ljust(w) for i,(o,w) in enumerate(zip(r, wide))) for r in rows)
 
 # %% ../nbs/15_cli.ipynb #bdc74fe7
 @call_parse

@@ -50,7 +50,7 @@ def test_copy(src, run, tmp_path):
     before = tree(src)
     df = run()
     dst = tmp_path/'dst'
-    assert list(df.columns) == ['path','label','confidence','status','destination','error', *(f'p_{o}' for o in CLASSES)]
+    assert list(df.columns) == ['path','label','confidence','status','destination','error','same_as', *(f'p_{o}' for o in CLASSES)]
     assert tree(src)==before and len(df)==48 and (df.status=='sorted').all() and (df.error=='').all()
     assert list(df.path)==sorted(str(o) for o in src.rglob('*.png'))
     for o in df.itertuples():
@@ -68,7 +68,7 @@ def test_plain_read_csv(run, src, tmp_path):
     (src/'bad.png').write_text('x')
     df = run()
     plain = pd.read_csv(tmp_path/'dst/report.csv')
-    same_frame(plain.fillna({o:'' for o in ('label','destination','error')}).astype({'error':df.error.dtype}), df)
+    same_frame(plain.fillna({o:'' for o in ('label','destination','error')}).assign(same_as=df.same_as).astype({'error':df.error.dtype}), df)
 
 def test_numbers_are_those_of_predict(run, tiny):
     import numpy as np
@@ -237,7 +237,7 @@ def test_folder_names():
 
 def test_report_is_harmless(tmp_path):
     labels = ['=1+1','+x','-x','@x',"'x",'\tx','NA','null','a,b','a"b','a\nb']
-    rows = [(f'/p/{i}', o, .1*i, 'sorted', f'/d/{i}', o, *[1e-30*i]*len(labels)) for i,o in enumerate(labels)]
+    rows = [(f'/p/{i}', o, .1*i, 'sorted', f'/d/{i}', o, o, *[1e-30*i]*len(labels)) for i,o in enumerate(labels)]
     write_report(tmp_path/'r.csv', labels, rows)
     df = read_report(tmp_path/'r.csv')
     assert [tuple(o) for o in df.itertuples(index=False, name=None)]==rows
@@ -301,15 +301,15 @@ def test_read_only_source_cannot_be_moved(src, run):
 def test_changes_during_the_run(src, run, monkeypatch, move, tmp_path):
     "A file that grows, goes or becomes a link between the look and the placing: skipped, with its row"
     real = sort._Run.decide
-    def decide(self, found, o, *args):
-        p = Path(found.path)
-        if p.name=='01.png':
-            with open(p, 'ab') as f: f.write(b'more')
-        if p.name=='02.png': p.unlink()
-        if p.name=='03.png' and os.name!='nt':
-            p.unlink()
-            p.symlink_to('/etc/passwd')
-        return real(self, found, o, *args)
+    def decide(self, found, *args):
+        for p in [Path(o.path) for o in found]:
+            if p.name=='01.png':
+                with open(p, 'ab') as f: f.write(b'more')
+            if p.name=='02.png': p.unlink()
+            if p.name=='03.png' and os.name!='nt':
+                p.unlink()
+                p.symlink_to('/etc/passwd')
+        return real(self, found, *args)
     monkeypatch.setattr(sort._Run, 'decide', decide)
     df = run(move=move)
     odd = df.path.str.contains('0[123].png')

@@ -75,10 +75,10 @@ def complete(df, dst, how, labels=FINDINGS):
 def test_report(src, run, tmp_path, halves):
     from mednist_fastai.infer import predict_files
     before,df,dst = tree(src),run(),tmp_path/'dst'
-    assert list(df.columns)==['path','label','confidence','status','destination','error', *(f'p_{o}' for o in FINDINGS), *(f'd_{o}' for o in FINDINGS)]
+    assert list(df.columns)==['path','label','confidence','status','destination','error','same_as', *(f'p_{o}' for o in FINDINGS), *(f'd_{o}' for o in FINDINGS)]
     assert tree(src)==before and sorted(o.name for o in dst.iterdir() if o.is_dir() and o.name!=sort.STATE)==['Finding','No Finding']
     bad,good = df[df.status!='sorted'],df[df.status=='sorted']
-    assert len(bad)==1 and len(good)==24 and bad.status.item()=='unreadable' and bad.iloc[0,6:].isna().all() and bad.label.item()=='' and bad.destination.item()==''
+    assert len(bad)==1 and len(good)==24 and bad.status.item()=='unreadable' and bad.iloc[0,7:].isna().all() and bad.label.item()=='' and bad.destination.item()==''
     probs,_,_ = predict_files(good.path, halves)
     p,d = good[[f'p_{o}' for o in FINDINGS]].to_numpy(),good[[f'd_{o}' for o in FINDINGS]].to_numpy()
     assert (p.astype(np.float32)==probs).all() and (d==(probs>=.5)).all()
