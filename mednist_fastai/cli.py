@@ -23,11 +23,11 @@ def _one_of(values, **kw):
     for k,v in kw.items():
         if v is not None and v not in values: raise ArgumentError(f'--{k.replace("_","-")} is {v}; it must be one of: {", ".join(values)}')
 
-# %% ../nbs/15_cli.ipynb #39a363e3
+# %% ../nbs/15_cli.ipynb #1e397669
 def _expected():
     "The errors that the package raises on purpose, of the modules loaded so far, and those of the operating system"
-    mods = [sys.modules.get(f'mednist_fastai.{m}') for m in ('images','data','phantom','augment','learner','infer','sort')]
-    names = 'ImageError','DataError','PhantomError','PolicyError','LearnerError','DeviceError','SortError'
+    mods = [sys.modules.get(f'mednist_fastai.{m}') for m in ('images','data','phantom','augment','learner','engines','sort')]
+    names = 'ImageError','DataError','PhantomError','PolicyError','LearnerError','EngineError','SortError'
     return tuple(getattr(m, n) for m,n in zip(mods, names) if m) + (OSError,ArgumentError)
 
 def one_line_errors(f):
@@ -35,6 +35,7 @@ def one_line_errors(f):
     @functools.wraps(f)
     def _f(*args, **kwargs):
         warnings.filterwarnings('ignore', category=FutureWarning) # notes of other packages to their developers
+        warnings.filterwarnings('ignore', module='PIL') # what is wrong with a picture is told in the report
         try: return f(*args, **kwargs)
         except KeyboardInterrupt: print('stopped', file=sys.stderr); code = 130
         except Exception as e:

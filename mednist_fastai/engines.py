@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'HINTS', 'QUANTIZED', 'MARGIN', 'N_REAL', 'N_RESHOWN', 'OFTEN', 'EngineError', 'cores', 'OnnxRuntime',
-           'OpenVino', 'supported', 'quantize_graph', 'check_batches', 'check_precisions']
+           'tile', 'OpenVino', 'supported', 'quantize_graph', 'check_batches', 'check_precisions']
 
 # %% ../nbs/08a_engines.ipynb #dc91e5a8
 import os, time
@@ -22,7 +22,7 @@ def cores():
 
 OUTPUTS = 'probabilities','embedding'
 
-# %% ../nbs/08a_engines.ipynb #028cdd42
+# %% ../nbs/08a_engines.ipynb #bfc5fdaa
 class OnnxRuntime:
     "A graph in float32 on the CPU, which every installation can run; raises `EngineError`"
     name,precision,device = 'ONNX Runtime','float32','cpu'
@@ -37,6 +37,7 @@ class OnnxRuntime:
         opts.add_session_config_entry('session.intra_op.allow_spinning', '0')
         try: self.session = ort.InferenceSession(str(graph), opts, providers=['CPUExecutionProvider'])
         except Exception as e: raise EngineError(f'ONNX Runtime {ort.__version__} cannot load {Path(graph).name} ({e}); upgrade onnxruntime') from e
+        self.shapes = {o.name:o.shape for o in self.session.get_inputs()+self.session.get_outputs()}
     def runner(self):
         import onnxruntime as ort
         opts = ort.RunOptions()
@@ -44,8 +45,9 @@ class OnnxRuntime:
         def stop(): opts.terminate = True
         return run,stop
 
-# %% ../nbs/08a_engines.ipynb #551d3712
+# %% ../nbs/08a_engines.ipynb #3854db28
 HINTS = dict(float32='f32', bfloat16='bf16', int8='f32')
+def tile(size): "Images that are computed at once, of `size` x `size` pixels"; return max(1, min(32, 2**20//size**2))
 
 class OpenVino:
     "A graph with `precision` on the CPU; raises `EngineError`"
@@ -58,12 +60,23 @@ class OpenVino:
         if precision not in supported(): raise EngineError(f'{precision} needs OpenVINO (pip install openvino) and a processor that has it; precision=None or float32 runs everywhere')
         import openvino as ov
         config = {'INFERENCE_PRECISION_HINT':HINTS[precision], 'INFERENCE_NUM_THREADS':threads or cores(), 'ENABLE_CPU_PINNING':False}
-        try: self.model = (core := ov.Core()).compile_model(core.read_model(str(graph)), 'CPU', config)
+        try:
+            net = (core := ov.Core()).read_model(str(graph))
+            shape = net.input(0).partial_shape
+            shape[0] = self.n = tile(shape[3].get_length())
+            net.reshape(shape)
+            self.model = core.compile_model(net, 'CPU', config)
         except Exception as e: raise EngineError(f'OpenVINO {ov.__version__} cannot load {Path(graph).name} ({e}); upgrade openvino, or use precision float32') from e
         self.precision,self.outputs = precision,[self.model.output(o) for o in OUTPUTS]
+        self.shapes = {o.any_name:list(o.shape) for o in self.model.inputs+self.outputs}
     def runner(self):
         request = self.model.create_infer_request()
-        def run(x): return tuple((res := request.infer({0:x}, share_inputs=True))[o] for o in self.outputs)
+        def one(x):
+            k = len(x)
+            x = np.ascontiguousarray(x) if k==self.n else np.concatenate([x, np.zeros((self.n-k,*x.shape[1:]), x.dtype)])
+            res = request.infer({0:x}, share_inputs=True)
+            return [res[o][:k] for o in self.outputs]
+        def run(x): return tuple(map(np.concatenate, zip(*(one(x[i:i+self.n]) for i in range(0, len(x), self.n)))))
         return run,request.cancel
 
 # %% ../nbs/08a_engines.ipynb #04bfc148

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
     embedding: np.ndarray|None # float32 (D,), the features before the last layer
     error: ImageError|None # Why the file has no prediction
 
-# %% ../nbs/10_infer.ipynb #94b57e25
+# %% ../nbs/10_infer.ipynb #be0865eb
 class DeviceError(EngineError): "The device that was asked for can't be used; the message says what to install"
 
 def _pick_precision(lf, asked, have):
@@ -39,8 +39,11 @@ def _pick_precision(lf, asked, have):
 def _open_cpu(lf, precision):
     have = supported() if precision!='float32' and lf.precisions!=['float32'] else ['float32']
     precision = _pick_precision(lf, precision, have)
-    try: return OnnxRuntime(lf.graph) if precision=='float32' else OpenVino(lf.path/INT8 if precision=='int8' else lf.graph, precision)
+    try: engine = OnnxRuntime(lf.graph) if precision=='float32' else OpenVino(lf.path/INT8 if precision=='int8' else lf.graph, precision)
     except EngineError as e: raise LearnerFormatError(lf.path, str(e)) from e
+    have,want = [engine.shapes.get(o, ())[1:] for o in ('image','probabilities')],[[lf.channels,lf.size,lf.size],[len(lf.labels)]]
+    if list(map(list, have))!=want: raise LearnerFormatError(lf.path, f'its graph takes {have[0]} and gives {have[1]} numbers an image, config.json says {want[0]} and {want[1]}; save the learner again')
+    return engine
 
 # %% ../nbs/10_infer.ipynb #b9c5c6bf
 def _has_cuda():

@@ -63,6 +63,20 @@ def scan_folder(
                 if not (out and os.path.samestat(os.stat(path), out)): todo.append((path,_listing(path)))
             except OSError as ex: yield Found(path, 0, 0, f'a folder that cannot be read: {ex.strerror}')
 
+# %% ../nbs/12_sort.ipynb #969ccefe
+def _count(src, recursive):
+    "About how many files there are, for the progress bar"
+    def names(d):
+        with suppress(OSError), os.scandir(d) as it: return [(e.path,e.is_dir(follow_symlinks=False)) for e in it]
+        return []
+    n,todo = 0,[src]
+    while todo:
+        found = names(todo.pop())
+        dirs = [p for p,is_dir in found if is_dir]
+        n += len(found)-len(dirs)
+        if recursive: todo += dirs
+    return n
+
 # %% ../nbs/12_sort.ipynb #7eba2fbb
 REVIEW,STATE,REPORT = '_review','.mednist-sort','report.csv'
 _OURS = REVIEW, STATE, REPORT, 'report.jsonl', 'report.parquet'
@@ -91,7 +105,7 @@ def folder_names(
         res[o] = n
     return res
 
-# %% ../nbs/12_sort.ipynb #fcd6015d
+# %% ../nbs/12_sort.ipynb #ccbdfa0a
 FINDING,NO_FINDING = 'Finding','No Finding'
 
 class _Classes:
@@ -99,13 +113,13 @@ class _Classes:
     def __init__(self, lf): self.labels,self.names = lf.labels,folder_names(lf.labels)
     @property
     def folders(self): return [*self.names.values()]
-    def decide(self, pred, p): return int(p.argmax())
+    def decide(self, pred, probs): return probs.argmax(1).tolist()
     def folder(self, label): return self.names[self.labels[label]]
     def told(self, row): return self.labels[row.label],row.p[row.label]
     def counted(self, label): return [self.labels[label]]
     def decisions(self, row): return []
 
-# %% ../nbs/12_sort.ipynb #e4f92a4f
+# %% ../nbs/12_sort.ipynb #f6ec0ad7
 class _Findings(_Classes):
     "Any number of findings a file"
     def __init__(self, lf):
@@ -114,7 +128,7 @@ class _Findings(_Classes):
     @property
     def folders(self): return [FINDING, NO_FINDING, *self.names.values()]
     def found(self, label): return [i for i in label if self.labels[i] in self.names]
-    def decide(self, pred, p): return tuple(np.flatnonzero(pred.decide(p)).tolist())
+    def decide(self, pred, probs): return [tuple(np.flatnonzero(o).tolist()) for o in pred.decide(probs)]
     def folder(self, label): return FINDING if self.found(label) else NO_FINDING
     def told(self, row):
         p,found = np.frombuffer(row.probs, np.float32),self.found(row.label)
@@ -145,12 +159,13 @@ def _numbers(rows):
     for r,p in zip(rows, _floats(b''.join(r.probs for r in rows), len(rows[0].probs)//4)): r.p = p
     return rows
 
-# %% ../nbs/12_sort.ipynb #b479b179
+# %% ../nbs/12_sort.ipynb #ff9e6b12
 _SCHEMA = '''PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;
 CREATE TABLE row(n INTEGER PRIMARY KEY, key BLOB, size INT, mtime INT, label TEXT, probs BLOB, review INT, dest BLOB, move INT, sha BLOB, same BLOB,
     done INT, entries TEXT, current INT DEFAULT 1, seen INT DEFAULT 0, again INT DEFAULT 0);
 CREATE TABLE other(key BLOB, status TEXT, why TEXT, n INT);
-CREATE INDEX by_key ON row(key); CREATE INDEX by_sha ON row(sha);'''
+CREATE INDEX by_key ON row(key); CREATE INDEX by_sha ON row(sha);
+BEGIN;''' # and never an end: nobody else reads it
 _COLUMNS = 'key,size,mtime,label,probs,review,dest,move,sha,same,n,done,entries'
 
 def _b(s): return s.encode('utf-8', 'surrogatepass')
@@ -333,19 +348,27 @@ class _Names:
         self.reserve(f'{folder}/{res}')
         return f'{folder}/{res}'
 
-# %% ../nbs/12_sort.ipynb #983e6b96
+# %% ../nbs/12_sort.ipynb #a86f753c
 CHANGED = 'changed while the folder was sorted; run again'
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, getattr(errno, 'EOPNOTSUPP', errno.ENOTSUP)}
 _BAD_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL} # for this destination: a FAT stick takes no colon
 
 class _FileError(Exception): "This file can't be placed; the run goes on"
 
+def _gone(e): return _FileError('gone while the folder was sorted' if isinstance(e, FileNotFoundError) else e.strerror or str(e))
+
 @contextmanager
 def _source():
     "Errors of the source, told apart from those of the destination"
     try: yield
-    except FileNotFoundError as e: raise _FileError('gone while the folder was sorted') from e
-    except OSError as e: raise _FileError(e.strerror or str(e)) from e
+    except OSError as e: raise _gone(e) from e
+
+def _check_source(row):
+    "What the system says of a source that is still the file that was found"
+    try: s = os.lstat(row.path)
+    except OSError as e: raise _gone(e) from e
+    if not _is_row(s, row): raise _FileError(CHANGED)
+    return s
 
 # %% ../nbs/12_sort.ipynb #b131d02a
 def _is_row(s, row): return stat.S_ISREG(s.st_mode) and (s.st_size,s.st_mtime_ns)==(row.size,row.mtime)
@@ -354,40 +377,47 @@ def _lstat(path):
     try: return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError): return None
 
-# %% ../nbs/12_sort.ipynb #69b8b5dc
-def _open_source(row):
-    "Open the file that was found, and no other that took its place"
+# %% ../nbs/12_sort.ipynb #49d6904c
+def _open_fd(row):
+    "A descriptor of the file that was found, and of no other that took its place"
     flags = os.O_RDONLY | getattr(os,'O_NOFOLLOW',0) | getattr(os,'O_NONBLOCK',0) | getattr(os,'O_BINARY',0)
-    with _source(): fd = os.open(row.path, flags)
-    if _is_row(os.fstat(fd), row): return open(fd, 'rb')
+    try: fd = os.open(row.path, flags)
+    except OSError as e: raise _gone(e) from e
+    if _is_row(os.fstat(fd), row): return fd
     os.close(fd)
     raise _FileError(CHANGED)
 
+def _open_source(row): return open(_open_fd(row), 'rb')
+
 def _like(tmp, s):
     "Give `tmp` the times and permissions of its source"
-    with suppress(PermissionError): os.chmod(tmp, stat.S_IMODE(s.st_mode)) # some file systems keep no permissions
+    try: os.chmod(tmp, stat.S_IMODE(s.st_mode))
+    except PermissionError: pass # some file systems keep no permissions
     os.utime(tmp, ns=(s.st_atime_ns, s.st_mtime_ns))
 
-# %% ../nbs/12_sort.ipynb #c6470f23
+# %% ../nbs/12_sort.ipynb #68c7bb68
 SMALL = 2**20 # bytes
 
 def _fingerprint(row):
     "Note the sha256 of a file, and its bytes if they are few; one that can't be read now is told when it is placed"
     try:
-        with _open_source(row) as f:
-            if row.size>SMALL: row.sha = hashlib.file_digest(f, 'sha256').digest() if hasattr(hashlib, 'file_digest') else _digest(row.path)
-            elif len(b := f.read())==row.size: row.sha,row.data = hashlib.sha256(b).digest(),b
+        if row.size>SMALL: row.sha = _digest(row.path)
+        else:
+            fd = _open_fd(row)
+            try: b = os.read(fd, row.size+1)
+            finally: os.close(fd)
+            if len(b)==row.size: row.sha,row.data = hashlib.sha256(b).digest(),b
     except (_FileError, OSError): row.sha,row.data = b'',None
 
 def _write_small(row, tmp, digest):
-    with _source(): s = os.lstat(row.path)
-    if not _is_row(s, row): raise _FileError(CHANGED)
-    with open(tmp, 'xb') as g:
-        g.write(row.data)
+    s,rest = _check_source(row),memoryview(row.data)
+    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os,'O_BINARY',0), 0o666)
+    try:
+        while rest: rest = rest[os.write(fd, rest):]
         if digest:
             digest.update(row.data)
-            g.flush()
-            os.fsync(g.fileno())
+            os.fsync(fd)
+    finally: os.close(fd)
     _like(tmp, s)
 
 # %% ../nbs/12_sort.ipynb #6c4a6bff
@@ -480,12 +510,11 @@ def _remove(self:_Placer, row, to):
         if _lstat(row.path): os.unlink(to)
         raise
 
-# %% ../nbs/12_sort.ipynb #bc050515
+# %% ../nbs/12_sort.ipynb #cb84f122
 @patch
 def _link_twin(self:_Placer, row, to):
     "Make `to` a link to the copy of a file with the same bytes; False where that can't be"
-    with _source(): s = os.lstat(row.path)
-    if not _is_row(s, row): raise _FileError(CHANGED)
+    _check_source(row)
     if (t := _lstat(row.twin)) is None or not stat.S_ISREG(t.st_mode) or t.st_size!=row.size or _digest(row.twin)!=row.sha: return False
     try: os.link(row.twin, to)
     except OSError as e:
@@ -493,7 +522,7 @@ def _link_twin(self:_Placer, row, to):
         raise
     return True
 
-# %% ../nbs/12_sort.ipynb #8a515a13
+# %% ../nbs/12_sort.ipynb #dcc0e048
 @patch
 def _copied(self:_Placer, row, to):
     "Copy to a temporary name, then publish; for a move verify and remove the source"
@@ -503,8 +532,9 @@ def _copied(self:_Placer, row, to):
         _copy(row, tmp, h)
         if h and _digest(tmp)!=h.digest(): raise OSError(errno.EIO, 'what was written is not what was read', tmp)
         _publish(tmp, to)
-    finally:
+    except BaseException:
         with suppress(FileNotFoundError): os.unlink(tmp)
+        raise
     if not row.move: return
     if hasattr(os, 'O_DIRECTORY'):
         fd = os.open(os.path.dirname(to), os.O_RDONLY|os.O_DIRECTORY)
@@ -591,10 +621,10 @@ def _write_parquet(tmp, cols, rows):
     with pq.ParquetWriter(tmp, schema) as w:
         for part in chunked(rows, 2**14): w.write_table(pa.Table.from_pylist([_plain(cols, r) for r in part], schema))
 
-# %% ../nbs/12_sort.ipynb #59561efb
+# %% ../nbs/12_sort.ipynb #506b59f3
 def _arrow():
     try: import pyarrow, pyarrow.parquet
-    except ImportError as e: raise SortError("report='parquet' needs pyarrow: pip install pyarrow; nothing was sorted yet" ) from e
+    except ImportError as e: raise SortError("report='parquet' needs pyarrow: pip install pyarrow; nothing was sorted yet") from e
     return pyarrow,pyarrow.parquet
 
 def write_report(
@@ -699,15 +729,18 @@ class _Run:
         "Note a file that stays where it is"
         self.table('INSERT INTO other VALUES(?,?,?,?)', _k(path), status, ' '.join(error.split()), row.n if row else None)
 
-# %% ../nbs/12_sort.ipynb #5fb8dddf
+# %% ../nbs/12_sort.ipynb #18d6252e
 @patch
 def look(self:_Run):
     "Count the files, and find out what earlier runs have left to do"
     if not self.dry: self.placer.clean()
     if self.per_finding=='link' and not self.dry: self.placer.try_link()
+    if not self.table.earlier:
+        self.total = _count(self.src, self.recursive)
+        return
     for part in chunked(scan_folder(self.src, self.recursive, self.dst), 1024):
-        rows = [self.table.find(o) for o in part if not o.why] if self.table.earlier else [None]*sum(not o.why for o in part)
-        again = [o for o in rows if o and not (o.done and not self.move and self.placer.settle(o, False))]
+        rows = [self.table.find(o) for o in part if not o.why]
+        again = [o for o in rows if o and not (o.done and not self.move and self.placer.holds(o))]
         self.table.mark('seen', [(1,o.n) for o in rows if o])
         self.table.mark('again', [(1,o.n) for o in again])
         self.total += sum(o is None for o in rows) + len(again)
@@ -715,7 +748,6 @@ def look(self:_Run):
         gone = [o for o in rows if not self._stays(o)]
         self.table.mark('done', [(int(o.done),o.n) for o in rows])
         self.table.mark('current', [(0,o.n) for o in gone])
-    if not self.table.earlier: return
     self.table('CREATE INDEX by_dest ON row(dest)')
     for row in self.table.rows('current'):
         for o in row.dest,*(row.entries or ()): self.free.reserve(o)
@@ -760,13 +792,13 @@ def _enter(self:_Run, row, i):
             row.entries[i] = self.free.free(row.entries[i].split('/')[0], os.path.basename(self.placer.at(row)))
             self.journal.enter([row])
 
-# %% ../nbs/12_sort.ipynb #702b9e73
+# %% ../nbs/12_sort.ipynb #a5e5b411
 @patch
 def resume(self:_Run, row):
     "Settle an earlier decision; True unless there is nothing more to do about it"
     to = self.placer.at(row)
     claimed = not row.done and self.table('SELECT 1 FROM row WHERE dest=? AND done AND current AND n!=?', _b(row.dest), row.n).fetchone()
-    try: done = not claimed and self.placer.settle(row, self.move)
+    try: done = not claimed and (self.placer.holds(row) if self.dry else self.placer.settle(row, self.move))
     except _FileError as e:
         if row.done: self.notes[row.n] = str(e)
         else: self.other(row.path, 'skipped', str(e), row)
@@ -783,7 +815,8 @@ def rename(self:_Run, row):
 @patch
 def decide(self:_Run, found, preds):
     "Decisions for a batch of files with their predictions"
-    rows = _numbers([_Row(*f[:3], self.task.decide(self.pred, o.probabilities), o.probabilities.tobytes(), False, '', self.move) for f,o in zip(found, preds)])
+    probs = np.stack([o.probabilities for o in preds])
+    rows = _numbers([_Row(*f[:3], label, p.tobytes(), False, '', self.move) for f,label,p in zip(found, self.task.decide(self.pred, probs), probs)])
     first = {}
     for r in rows:
         r.review = self.min_confidence is not None and r.p[r.label]<self.min_confidence

@@ -4,7 +4,9 @@ from itertools import cycle, islice
 import numpy as np, pytest
 from mednist_fastai import infer
 from mednist_fastai.images import ImageError, load_image
+from mednist_fastai.engines import EngineError, supported
 from mednist_fastai.infer import DEPTH, DeviceError, Predictor, predict_files
+from mednist_fastai.learner import open_learner
 
 @pytest.fixture
 def files(phantom_files, tmp_path):
@@ -35,7 +37,7 @@ def test_same_as_onnxruntime(tiny, phantom_files):
     opts.intra_op_num_threads = 1
     sess = ort.InferenceSession(str(tiny/'model.onnx'), opts, providers=['CPUExecutionProvider'])
     probs,embs = sess.run(['probabilities','embedding'], {'image':x})
-    p,e,errors = predict_files(fs, tiny, batch_size=17, workers=2)
+    p,e,errors = predict_files(fs, tiny, batch_size=17, workers=2, precision='float32')
     assert errors==[None]*len(fs)
     np.testing.assert_allclose(p, probs, atol=1e-6)
     np.testing.assert_allclose(e, embs, atol=1e-5)
@@ -159,11 +161,33 @@ def test_arguments(tiny):
     with pytest.raises(DeviceError, match='None, .cpu. or .cuda.'): Predictor(tiny, device='tpu')
     for kw in dict(batch_size=0),dict(workers=0):
         with pytest.raises(ValueError): Predictor(tiny, **kw)
-    import onnxruntime as ort
-    if 'CUDAExecutionProvider' not in ort.get_available_providers():
-        with pytest.raises(DeviceError, match='onnxruntime-gpu'): Predictor(tiny, device='cuda')
+    import torch
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match='nvidia-smi'): Predictor(tiny, device='cuda')
         assert Predictor(tiny).device=='cpu'
+    with pytest.raises(EngineError, match='may be run here in'): Predictor(tiny, precision='float16')
+
+def test_precisions(tiny, phantom_files):
+    "What the check accepted runs by default, gives the labels of float32, and the same numbers in any company"
+    lf = open_learner(tiny)
+    want = predict_files(phantom_files, tiny, precision='float32')[0]
+    two = np.sort(want, 1)[:,-2:]
+    for p in lf.precisions:
+        if p!='float32' and p not in supported(): continue
+        pred = Predictor(tiny, precision=p)
+        got = predict_files(phantom_files, pred)[0]
+        assert pred.precision==p and ((got.argmax(1)==want.argmax(1)) | (two[:,1]-two[:,0]<.02)).all()
+        assert np.array_equal(predict_files(phantom_files, tiny, precision=p, batch_size=7)[0], got)
+    fastest = [p for p in lf.precisions if p=='float32' or (lf.info['precisions'][p]['default'] and p in supported())][0]
+    assert Predictor(tiny).precision==fastest
+
+def test_without_openvino(tiny, monkeypatch):
+    "float32 runs everywhere; another precision that is asked for says what is missing"
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    assert supported()==['float32'] and Predictor(tiny).precision=='float32'
+    for p in 'bfloat16','int8':
+        with pytest.raises(EngineError, match='float32'): Predictor(tiny, precision=p)
 
 def test_light_import():
-    code = "import sys, mednist_fastai.infer, mednist_fastai.sort; print([o for o in ('torch','fastai','timm','pandas','onnxruntime','matplotlib') if o in sys.modules])"
+    code = "import sys, mednist_fastai.infer, mednist_fastai.sort; print([o for o in ('torch','fastai','timm','pandas','onnxruntime','openvino','matplotlib') if o in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout=='[]\n'
