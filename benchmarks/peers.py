@@ -4,6 +4,7 @@ Each function is one run. It returns how many `files` took how many `seconds`, a
 files and their `probs`. `sort.py` calls them in fresh processes; heavy libraries are imported before the clock starts.
 """
 import os, stat, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 
@@ -33,17 +34,25 @@ def ours(src, dst, learner=None, precision=None, again=True):
     p = Predictor(learner, **kw)
     return res | dict(engine=p.engine.name, precision=p.precision, batch_size=p.batch_size)
 
-def forward(files, learner=None):
+def forward(files, learner=None, precision=None):
     "The engine on pixels that are in memory already"
+    from mednist_fastai.engines import STREAMS
     from mednist_fastai.infer import Predictor
-    p = Predictor(learner)
-    run,lf,rng = p.engine.runner()[0],p.learner,np.random.default_rng(0)
+    p = Predictor(learner, precision=precision)
+    lf,rng = p.learner,np.random.default_rng(0)
     x = rng.integers(0, 256, (p.batch_size,lf.channels,lf.size,lf.size), dtype=np.uint8)
     n = -(-files//p.batch_size)
-    for _ in range(3): run(x)
-    start = clocks()
-    for _ in range(n): run(x)
-    seconds,cpu = since(start)
+    with ThreadPoolExecutor(STREAMS) as pool: # as many batches at once as the package runs
+        def run(runners, k):
+            def one(r):
+                for _ in range(k): r(x)
+            list(pool.map(one, runners))
+        runners = [p.engine.runner()[0] for _ in range(STREAMS)]
+        run(runners, 3)
+        start,k = clocks(),-(-n//STREAMS)
+        run(runners, k)
+        seconds,cpu = since(start)
+    n = k*STREAMS
     return dict(files=n*len(x), seconds=seconds, cpu_seconds=cpu)
 
 # --- fastai ---

@@ -22,11 +22,13 @@ ROWS = dict(
     fastai=(SORTED, 'ours', 'fastai', 5), loop=(SORTED, 'ours', 'fastai_loop', 40),
     timm=(SORTED, 'ours', 'timm', 4), torch=(SORTED, 'ours', 'torch', 4),
     float32=(f'{SORTED}, float32 asked for', 'ours_float32', 'fastai', None),
+    int8=(f'{SORTED}, int8 asked for', 'ours_int8', 'fastai', 5), int8_loop=(f'{SORTED}, int8 asked for', 'ours_int8', 'fastai_loop', 40),
+    int8_timm=(f'{SORTED}, int8 asked for', 'ours_int8', 'timm', 4), int8_torch=(f'{SORTED}, int8 asked for', 'ours_int8', 'torch', 4),
     ready=('ready learner, files in to files sorted and report out', 'ready', 'fastai', 20),
     forward=('ResNet34, end to end', 'ours', 'forward', .8), ready_forward=('ready learner, end to end', 'ready', 'ready_forward', .8),
     cold=('cold start, 10 files, ResNet34', 'cold', 'fastai_cold', -.25), ready_cold=('cold start, 10 files, ready learner', 'ready_cold', 'fastai_cold', -.25),
     jpeg=('2,000 px JPEG', 'jpeg', 'fastai_jpeg', 3), dicom=('512 px DICOM', 'dicom', 'fastai_dicom', 3))
-NAMES = dict(ours='classify_folder, ResNet34', ours_float32='classify_folder, ResNet34, float32', ready='classify_folder, ready learner', fastai='fastai get_preds',
+NAMES = dict(ours='classify_folder, ResNet34', ours_float32='classify_folder, ResNet34, float32', ours_int8='classify_folder, ResNet34, int8', ready='classify_folder, ready learner', fastai='fastai get_preds',
     fastai_loop='fastai predict, in a loop', timm='timm, folder inference', torch='torch DataLoader and loop', forward='engine alone, ResNet34', ready_forward='engine alone, ready learner',
     cold='mednist-sort, ResNet34', ready_cold='mednist-sort, ready learner', fastai_cold='load_learner and get_preds', jpeg='classify_folder, 2,000 px JPEG',
     fastai_jpeg='fastai get_preds, 2,000 px JPEG', dicom='classify_folder, 512 px DICOM', fastai_dicom='fastai get_preds, 512 px DICOM')
@@ -165,6 +167,9 @@ class Bench:
         self.src = gather(self.rows, box/'src')
         self.trained = (args.resnet34/'config.json').exists()
         self.net = args.resnet34.resolve() if self.trained else untrained(self.rows, box/'untrained')
+        from mednist_fastai.engines import supported
+        from mednist_fastai.learner import open_learner
+        self.able = [o for o in open_learner(self.net).precisions if o in supported()] # what the learner's check accepted and this machine has
         self.got,self.folders = {},[self.src]
         self.some = gather(self.rows[::-(-len(self.rows)//args.slow)], box/'some') if args.slow<len(self.rows) else self.src
         if 'large' in self.parts: self.folders += [large_jpegs(self.rows, box/'jpeg', args.large), dicoms(self.rows, box/'dicom', args.large)]
@@ -201,6 +206,7 @@ class Bench:
             self.jobs(fastai=('fastai_preds', dict(src=self.src, **fast)), **loop)
         if on('resnet34'):
             self.ours('ours_float32', self.net, self.some, precision='float32', again=False)
+            if 'int8' in self.able: self.ours('ours_int8', self.net, precision='int8')
             self.jobs(timm=('timm_folder', dict(src=self.some, learner=self.net)))
             self.jobs(torch=('torch_loop', dict(src=self.some, learner=self.net)))
         if on('large'): self.round_large(fast)
@@ -248,7 +254,7 @@ def wrong(o, labels):
     "How many files have another label than the class that their names begin with"
     return sum(labels[max(range(len(p)), key=p.__getitem__)]!=n.rsplit('_', 1)[0] for n,p in zip(o['names'], o['probs']))
 
-SAME = dict(fastai='ours', fastai_loop='ours', timm='ours', torch='ours', ours_float32='ours', fastai_jpeg='jpeg', fastai_dicom='dicom') # peers of the same weights on the same files
+SAME = dict(fastai='ours', fastai_loop='ours', timm='ours', torch='ours', ours_float32='ours', ours_int8='ours', fastai_jpeg='jpeg', fastai_dicom='dicom') # peers of the same weights on the same files
 
 def summary(name, got, labels, others):
     "What the record keeps of one run: all rounds, and the first one's labels"

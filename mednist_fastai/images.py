@@ -60,7 +60,7 @@ def _typed_errors(path):
         if _unsupported.search(str(e)): raise UnsupportedImageError(path, f'of a kind that cannot be read: {e}') from e
         raise TruncatedImageError(path, f'cut short or damaged: {e}') from e
 
-# %% ../nbs/00_images.ipynb #972fa8e2
+# %% ../nbs/00_images.ipynb #407e1883
 _small = 2**20 # bytes, the most that is read unseen
 
 def _read_file(path, n):
@@ -70,6 +70,32 @@ def _read_file(path, n):
     finally: os.close(fd)
     return b if len(b)==n else None
 
+# %% ../nbs/00_images.ipynb #442361c5
+_header = 2**26 # bytes: 64 MB; a million reads at most
+
+class _Bounded(io.BufferedReader):
+    "A file of which only so much may be read"
+    left,name = _header,'' # pydicom wants a name, which one in memory lacks
+    def read(self, n=-1):
+        if n is None or n<0 or n>2**16: # not more than there is
+            there = max(0, _length(self)-self.tell())
+            n = there if n is None or n<0 else min(n, there)
+        self.left -= n+64
+        if self.left<0: raise MemoryError('it goes on for longer than its picture can need')
+        return super().read(n)
+
+def _length(f):
+    "Bytes of the open file `f`, which stays where it is"
+    at = f.tell()
+    n = f.seek(0, 2)
+    f.seek(at)
+    return n
+
+def _allow(f, n):
+    "From here on, `n` pixels may be read"
+    if isinstance(f, _Bounded): f.left = _header+16*n
+
+# %% ../nbs/00_images.ipynb #119c50f0
 def _open_file(path):
     "The regular, non-empty file `path`, open; in memory where it is small"
     st = os.stat(path)
@@ -77,7 +103,7 @@ def _open_file(path):
     if not stat.S_ISREG(st.st_mode): raise NotAFileError(path, 'not a regular file')
     if not st.st_size: raise EmptyFileError(path, 'empty: 0 bytes')
     if st.st_size<=_small and (b := _read_file(path, st.st_size)): return io.BytesIO(b)
-    return open(path, 'rb')
+    return _Bounded(io.FileIO(path))
 
 # %% ../nbs/00_images.ipynb #407930d9
 _tiff_sizes = {1:1, 2:1, 3:2, 4:4, 5:8, 6:1, 7:1, 8:2, 9:4, 10:8, 11:4, 12:8, 13:4, 16:8, 17:8, 18:8} # bytes of each TIFF type
@@ -102,17 +128,75 @@ def _open_tiff(f):
     f.seek(0)
     return TiffImageFile(f)
 
-# %% ../nbs/00_images.ipynb #e10aadb1
+# %% ../nbs/00_images.ipynb #5e34891c
+def _last_bytes(f):
+    "The last two bytes before the zeros that `f` may end with; none where those are more than 16 MB"
+    n = at = f.seek(0, 2)
+    while at>0 and at>n-2**24:
+        at = max(0, at-2**18)
+        f.seek(at)
+        if b := f.read(2**18).rstrip(b'\0'):
+            f.seek(max(0, at+len(b)-2))
+            return f.read(2)
+
 def _open_jpeg(f):
     "A JPEG that is not filled up with zeros"
     f.seek(-2, 2)
-    if f.read()==b'\0\0':
-        f.seek(0)
-        if not f.read().rstrip(b'\0').endswith(b'\xff\xd9'): raise ValueError('zeros where its end should be')
+    if f.read()==b'\0\0' and _last_bytes(f)!=b'\xff\xd9': raise ValueError('zeros where its end should be')
     f.seek(0)
     return JpegImageFile(f)
 
-# %% ../nbs/00_images.ipynb #26ec81e8
+def _open_webp(f):
+    "A WebP, without what may follow it"
+    n = int.from_bytes(f.read(8)[4:], 'little')+8
+    f.seek(0)
+    return WebPImageFile(io.BytesIO(f.read(n)))
+
+# %% ../nbs/00_images.ipynb #b58a7179
+_interlaced = (0,0,8,8),(4,0,8,8),(0,4,4,8),(2,0,4,4),(0,2,2,4),(1,0,2,2),(0,1,1,2) # first column and row, steps between columns and rows
+
+def _png_bytes(w, h, bits, colour, interlaced):
+    "How many bytes the rows of a PNG have, one for the filter of each included"
+    bits *= {0:1, 2:3, 3:1, 4:2, 6:4}[colour]
+    sizes = [(-((x-w)//dx), -((y-h)//dy)) for x,y,dx,dy in _interlaced] if interlaced else [(w,h)]
+    return sum(h*(1-(-w*bits//8)) for w,h in sizes if w and h)
+
+def _png_parts(f):
+    "The compressed rows in PNG `f`, piece by piece"
+    kind = None
+    while True:
+        last,(n,kind) = kind,struct.unpack('>I4s', f.read(8))
+        if kind==b'IDAT':
+            for i in range(0, n, 2**16): yield f.read(min(2**16, n-i))
+        elif last==b'IDAT' or kind==b'IEND': return
+        f.seek(4 if kind==b'IDAT' else n+4, 1)
+
+# %% ../nbs/00_images.ipynb #da9e5127
+def _inflate(z, pieces):
+    "What the decompressor `z` makes of `pieces` of bytes, in pieces of a megabyte at most"
+    for b in pieces:
+        out = None
+        while not z.eof and (out is None or b or len(out)==2**20): # a full piece: more may be waiting
+            yield (out := z.decompress(b, 2**20))
+            b = z.unconsumed_tail
+        if z.eof: return
+
+_zeros = 0, (0,0), (0,0,0), (0,0,0,0) # of pixels
+
+def _check_rows(im, f):
+    "Raise where PNG `f`, decoded as `im`, has fewer rows than its header says"
+    (w,h),at = im.size,im.load()
+    if not im.info.get('interlace') and any(at[x,h-1] not in _zeros for x in range(w)): return # most often at the first one
+    _allow(f, w*h)
+    f.seek(16)
+    left = _png_bytes(*struct.unpack('>IIBBxxB', f.read(13)))
+    f.seek(8)
+    for b in _inflate(zlib.decompressobj(), _png_parts(f)):
+        left -= len(b)
+        if left<=0: return
+    raise EOFError('rows are missing at its end')
+
+# %% ../nbs/00_images.ipynb #2866f836
 _bmp_headers = {12, 16, 40, 52, 56, 64, 108, 124} # lengths: two letters alone are no signature, texts begin with BM too
 
 def _is_bmp(head): return head[:2]==b'BM' and len(head)>=18 and int.from_bytes(head[14:18], 'little') in _bmp_headers
@@ -122,7 +206,7 @@ _formats = dict(JPEG=(lambda h: h[:3]==b'\xff\xd8\xff', _open_jpeg),
     TIFF=(lambda h: h[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), _open_tiff),
     BMP=(_is_bmp, BmpImageFile),
     GIF=(lambda h: h[:6] in (b'GIF87a', b'GIF89a'), GifImageFile),
-    WebP=(lambda h: h[:4]==b'RIFF' and h[8:12]==b'WEBP', WebPImageFile))
+    WebP=(lambda h: h[:4]==b'RIFF' and h[8:12]==b'WEBP', _open_webp))
 
 # %% ../nbs/00_images.ipynb #4b8457dd
 _others = {b'%PDF':'a PDF', b'PK':'a ZIP archive or an office document', b'<':'a web page or XML', b'\x1f\x8b':'compressed with gzip'}
@@ -132,7 +216,7 @@ def _looks_like(head):
     text = head.isascii() and all(o>=32 or o in b'\t\r\n' for o in head)
     return next((v for k,v in _others.items() if head.lstrip().startswith(k)), 'text' if text else 'something unknown')
 
-# %% ../nbs/00_images.ipynb #1edd84d9
+# %% ../nbs/00_images.ipynb #ec4baaf6
 MAX_PIXELS = 64 * 2**20 # 8192 x 8192, 200 MB when decoded in colour. A large mammogram has about 25 million
 _enveloped = bytes.fromhex('06092a864886f70d010703') # how ASN.1 writes "enveloped data"; encrypted DICOM is wrapped so
 
@@ -150,6 +234,7 @@ def _identify(f, path):
     f.seek(0)
     im = opener(f)
     _check_size(*im.size, path)
+    _allow(f, im.width*im.height)
     return im
 
 # %% ../nbs/00_images.ipynb #af28cc46
@@ -270,7 +355,7 @@ def _typed_dicom_errors(path):
         if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL): raise ImageError(path, f'cannot be read: {os.strerror(e.errno)}') from None
         raise TruncatedImageError(path, 'DICOM, cut short or damaged') from None
 
-# %% ../nbs/00_images.ipynb #ba310626
+# %% ../nbs/00_images.ipynb #c5b71950
 _dicom_tags = """Modality Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored PixelRepresentation PlanarConfiguration
     RescaleSlope RescaleIntercept RescaleType ModalityLUTSequence VOILUTSequence WindowCenter WindowWidth VOILUTFunction PixelPaddingValue PixelPaddingRangeLimit
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence ExtendedOffsetTable ExtendedOffsetTableLengths""".split()
@@ -287,11 +372,13 @@ def _inflated(f, path):
     n = int.from_bytes(head[140:144], 'little') if head[128:138]==b'DICM\2\0\0\0UL' else 0 # length of the first group
     deflated = b'1.2.840.10008.1.2.1.99' in f.read(min(n, 2**16))
     if deflated:
-        z = zlib.decompressobj(-zlib.MAX_WBITS)
-        data = z.decompress(f.read(), 8*MAX_PIXELS)
-        if z.unconsumed_tail: raise ImageTooLargeError(path, f'deflated, and more than {8*MAX_PIXELS:,} bytes when inflated')
+        _allow(f, MAX_PIXELS)
+        z,data = zlib.decompressobj(-zlib.MAX_WBITS),io.BytesIO()
+        for b in _inflate(z, iter(lambda: f.read(2**16), b'')):
+            data.write(b)
+            if data.tell()>8*MAX_PIXELS: raise ImageTooLargeError(path, f'deflated, and more than {8*MAX_PIXELS:,} bytes when inflated')
         if not z.eof: raise TruncatedImageError(path, 'DICOM, cut short inside its deflated data set')
-        f = io.BytesIO(data)
+        f = _Bounded(data)
     f.seek(0)
     return f
 
@@ -351,7 +438,7 @@ def _coded_frame(f, ds, frame, path):
     if size!=(ds.Rows,ds.Columns,ds.SamplesPerPixel): raise TruncatedImageError(path, 'DICOM whose picture is coded with another size than its header has')
     return code
 
-# %% ../nbs/00_images.ipynb #20ebc9d7
+# %% ../nbs/00_images.ipynb #5250691f
 def _decode_jpeg(code, ds, ts, path):
     "Lossless, 12-bit or JPEG-LS data `code` as an array"
     import imagecodecs
@@ -373,6 +460,15 @@ def _check_length(f, ds, frame, path):
     if (f.seek(0, 2)-at)*8 < bits: raise TruncatedImageError(path, 'DICOM whose picture is cut short')
     f.seek(at)
 
+def _check_rle(f, ds, frame, path):
+    "Raise where a frame is longer than it would be uncompressed: one byte may stand for 64"
+    from pydicom.encaps import get_frame
+    at = f.tell()
+    n = len(get_frame(f, frame, number_of_frames=max(1, int(ds.get('NumberOfFrames') or 1))))
+    if n>1024+2*ds.Rows*ds.Columns*ds.SamplesPerPixel*(ds.BitsAllocated//8): raise TruncatedImageError(path, 'DICOM whose picture is longer than its header says')
+    f.seek(at)
+    return 'pydicom'
+
 def _unpack_bits(f, frame, shape):
     "A frame of single bits that does not begin on a byte; pydicom reads such a frame one byte short"
     n = shape[0]*shape[1]
@@ -391,7 +487,7 @@ def _decode_dicom(f, elem, ds, ts, frame, path):
         if jpeg and b'\xff\xd9' not in code[-64:]: raise TruncatedImageError(path, 'DICOM whose picture is cut short')
         if jpeg and (ts not in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit) or ds.BitsStored>8):
             return _decode_jpeg(code[:code.rindex(b'\xff\xd9')+2], ds, ts, path) # CharLS may never come back from data that don't end with a marker
-    elif ts in uid.RLETransferSyntaxes: plugin = 'pydicom'
+    elif ts in uid.RLETransferSyntaxes: plugin = _check_rle(f, ds, frame, path)
     else: _check_length(f, ds, frame, path)
     if ds.BitsAllocated==1 and frame and not plugin and ds.Rows*ds.Columns%8: return _unpack_bits(f, frame, (ds.Rows,ds.Columns))
     if plugin and plugin not in decoder.available_plugins: raise ModuleNotFoundError(name='pylibjpeg-openjpeg')
@@ -477,7 +573,7 @@ def _dicom_colour(a, ds, bo):
     else: a = apply_color_lut(a, ds)[...,:3]
     return np.rint((a*(255/(2**bits-1))).clip(0, 255)).astype(np.uint8)
 
-# %% ../nbs/00_images.ipynb #e1753c4c
+# %% ../nbs/00_images.ipynb #ab981d6d
 def _read_header(f, path):
     "The header of DICOM file `f`, its transfer syntax, and the element that holds the pixels; `f` is then at their first byte"
     from pydicom import dcmread, uid
@@ -497,6 +593,7 @@ def _open_dicom(f, path, window=None, frame=None):
         f = _inflated(f, path)
         ds,ts,elem = _read_header(f, path)
         bo,frame = '<' if ds.original_encoding[1] else '>',_check_dicom(ds, frame, path)
+        _allow(f, ds.Rows*ds.Columns*(frame+1))
         a = _decode_dicom(f, elem, ds, ts, frame, path)
         if ds.SamplesPerPixel==3 or ds.PhotometricInterpretation=='PALETTE COLOR': return Image.fromarray(_dicom_colour(a, ds, bo))
         return Image.fromarray(_dicom_grey(a, _of_frame(ds, frame), window, path, bo))
@@ -556,7 +653,7 @@ def _to_8bit(im, f, path):
     if im.mode[0] in 'IF': return Image.fromarray(_scale(_grey_samples(im), path))
     return _on_black(im)
 
-# %% ../nbs/00_images.ipynb #89665961
+# %% ../nbs/00_images.ipynb #9668edaf
 def _decode(f, path, mode, size, window, frame):
     "The picture in open file `f`, upright: a picture, or an array where that is quicker"
     if isinstance(f, io.BytesIO) and (a := _small_jpeg(f.getvalue(), mode, size)) is not None: return a
@@ -566,6 +663,7 @@ def _decode(f, path, mode, size, window, frame):
     im = _identify(f, path)
     im.draft(mode, (2*size, 2*size) if size else None) # does something for JPEG only
     res = _to_8bit(im, f, path).convert(mode)
+    if im.format=='PNG': _check_rows(im, f)
     turn = _turn(im)
     if turn is not None: res = res.transpose(turn)
     res.info = {} # the orientation is done with

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEPTH', 'Prediction', 'DeviceError', 'Torch', 'Predictor', 'predict_files']
 
-# %% ../nbs/10_infer.ipynb #184af00a
+# %% ../nbs/10_infer.ipynb #00a7c1e5
 import os, threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from .images import ImageError, _check_choices, load_image
-from .engines import EngineError, OnnxRuntime, OpenVino, cores, supported
+from .engines import STREAMS, EngineError, OnnxRuntime, OpenVino, cores, supported
 from .learner import INT8, LearnerFormatError, graph_module, open_learner
 
 # %% ../nbs/10_infer.ipynb #14b0410c
@@ -121,8 +121,8 @@ def forward(self:Predictor,
     "The network on a batch of pixels"
     return self.engine.runner()[0](x)
 
-# %% ../nbs/10_infer.ipynb #133ea867
-DEPTH = 3 # batches in flight: one in the network, one ready, one being decoded
+# %% ../nbs/10_infer.ipynb #cc11f578
+DEPTH = STREAMS+2 # batches in flight: two in the network, one ready, one being decoded
 
 class _Batch:
     "Files on their way to the network"
@@ -149,20 +149,24 @@ def run(self:_Batch, forward, parts):
     out = dict(zip(ok, zip(*forward(self.x if len(ok)==len(self.x) else self.x[ok])))) if ok else {}
     return [Prediction(p, *out.get(i, (None,None)), self.errors.get(i)) for i,p in enumerate(self.paths)]
 
-# %% ../nbs/10_infer.ipynb #f84a0de5
+# %% ../nbs/10_infer.ipynb #2054ef0a
 @patch
 def predict(self:Predictor,
     paths, # Image files, any iterable; read no further than needed
 ): # Iterator of `Prediction`, one for each path, in the order of `paths`
     "Predict files in order, decoding ahead; an unreadable file gives a `Prediction` with its `error`"
-    paths,(run,cancel),stop,flight = iter(paths),self.engine.runner(),threading.Event(),deque()
-    decoders,net = ThreadPoolExecutor(self.workers, 'decode'),ThreadPoolExecutor(1, 'network')
+    paths,runners,stop,flight = iter(paths),[self.engine.runner() for _ in range(STREAMS)],threading.Event(),deque()
+    decoders,net,free = ThreadPoolExecutor(self.workers, 'decode'),ThreadPoolExecutor(STREAMS, 'network'),[r for r,_ in runners]
+    def run(b, parts):
+        r = free.pop() # never empty: there are as many as threads
+        try: return b.run(r, parts)
+        finally: free.append(r)
     part = max(1, min(16, self.batch_size//self.workers)) # files a task: few enough that all threads share a batch
     def fill():
         while len(flight)<DEPTH and (ps := list(islice(paths, self.batch_size))):
             b = _Batch(ps, self.learner, window=self.window, frame=self.frame)
             parts = [decoders.submit(b.decode, range(i, min(i+part, len(ps))), stop) for i in range(0, len(ps), part)]
-            flight.append(net.submit(b.run, run, parts))
+            flight.append(net.submit(run, b, parts))
     try:
         fill()
         while flight:
@@ -171,7 +175,7 @@ def predict(self:Predictor,
             yield from done
     finally:
         stop.set()
-        cancel()
+        for _,cancel in runners: cancel()
         for pool in (decoders,net): pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../nbs/10_infer.ipynb #6ab7ffa2

@@ -9,8 +9,9 @@ __all__ = ['FORMAT', 'FILES', 'INT8', 'KEY', 'TASKS', 'PRECISIONS', 'LearnerErro
            'check_graph', 'model_card', 'percent', 'save_learner', 'add_metrics', 'add_precisions', 'edit_card',
            'set_thresholds', 'sklearn_graph', 'check_sklearn', 'save_sklearn']
 
-# %% ../nbs/09_learner.ipynb #a8d023e7
+# %% ../nbs/09_learner.ipynb #2fbaf2c3
 import hashlib, json, os, tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from .images import load_image
@@ -120,14 +121,17 @@ def _check_config(path, d):
     if not (isinstance(labels, list) and labels and all(isinstance(o, str) for o in labels) and len(set(labels))==len(labels)):
         raise LearnerFormatError(path, 'its label_names are not a list of different names; save the learner again')
 
-# %% ../nbs/09_learner.ipynb #4267a39e
+# %% ../nbs/09_learner.ipynb #c7319d28
 def _verify(path, config):
     sums = config[KEY]['sha256']
     if sums.get('config.json') != _config_digest(config): raise LearnerDamagedError(path, 'config.json was changed after saving; copy the folder again')
-    for f in _files(config):
+    names = _files(config)
+    for f in names:
         if f not in sums: raise LearnerDamagedError(path, f'config.json holds no digest of {f}')
         if not (path/f).is_file(): raise LearnerDamagedError(path, f'{f} is missing; copy the folder again')
-        if file_digest(path/f) != sums[f]: raise LearnerDamagedError(path, f'{f} is not the file that was saved; copy the folder again')
+    with ThreadPoolExecutor(2) as pool: # hashing leaves Python's lock to others
+        for f,o in zip(names, pool.map(file_digest, [path/f for f in names])):
+            if o!=sums[f]: raise LearnerDamagedError(path, f'{f} is not the file that was saved; copy the folder again')
 
 def _refuse_file(path):
     with open(path, 'rb') as f: head = f.read(2)

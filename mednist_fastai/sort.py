@@ -159,9 +159,9 @@ def _numbers(rows):
     for r,p in zip(rows, _floats(b''.join(r.probs for r in rows), len(rows[0].probs)//4)): r.p = p
     return rows
 
-# %% ../nbs/12_sort.ipynb #ff9e6b12
+# %% ../nbs/12_sort.ipynb #28d725bb
 _SCHEMA = '''PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;
-CREATE TABLE row(n INTEGER PRIMARY KEY, key BLOB, size INT, mtime INT, label TEXT, probs BLOB, review INT, dest BLOB, move INT, sha BLOB, same BLOB,
+CREATE TABLE row(n INTEGER PRIMARY KEY, key BLOB, size INT, mtime INT, label, probs BLOB, review INT, dest BLOB, move INT, sha BLOB, same BLOB,
     done INT, entries TEXT, current INT DEFAULT 1, seen INT DEFAULT 0, again INT DEFAULT 0);
 CREATE TABLE other(key BLOB, status TEXT, why TEXT, n INT);
 CREATE INDEX by_key ON row(key); CREATE INDEX by_sha ON row(sha);
@@ -172,7 +172,7 @@ def _b(s): return s.encode('utf-8', 'surrogatepass')
 def _s(b): return b.decode('utf-8', 'surrogatepass')
 def _k(path): return _b(path.replace(os.sep, '/'))
 def _path(key): return _s(key).replace('/', os.sep)
-def _label(t): return tuple(o) if isinstance(o := json.loads(t), list) else o
+def _label(o): return tuple(json.loads(o)) if isinstance(o, str) else o # one class is a number, findings are a list of them
 
 # %% ../nbs/12_sort.ipynb #8092b831
 class _Table:
@@ -198,12 +198,13 @@ class _Table:
     def mark(self, column, values): self.db.executemany(f'UPDATE row SET {column}=? WHERE n=?', values)
     def find(self, o): return next(self.rows('key=? AND size=? AND mtime=? AND current', _k(o[0]), *o[1:3]), None) if isinstance(o, tuple) else self.find((o.path,o.size,o.mtime))
 
-# %% ../nbs/12_sort.ipynb #d07395f6
+# %% ../nbs/12_sort.ipynb #25bcd29d
 def _cells(r):
-    return (_k(r.path), r.size, r.mtime, json.dumps(r.label), r.probs, int(r.review), _b(r.dest), int(r.move), r.sha, _b(r.same), r.n, int(r.done), json.dumps(r.entries))
+    label,entries = r.label if isinstance(r.label, int) else json.dumps(r.label),None if r.entries is None else json.dumps(r.entries)
+    return (_k(r.path), r.size, r.mtime, label, r.probs, int(r.review), _b(r.dest), int(r.move), r.sha, _b(r.same), r.n, int(r.done), entries)
 
 def _row(c):
-    return _Row(_path(c[0]), c[1], c[2], _label(c[3]), c[4], bool(c[5]), _s(c[6]), bool(c[7]), c[8], _s(c[9]), c[10], bool(c[11]), json.loads(c[12]))
+    return _Row(_path(c[0]), c[1], c[2], _label(c[3]), c[4], bool(c[5]), _s(c[6]), bool(c[7]), c[8], _s(c[9]), c[10], bool(c[11]), c[12] and json.loads(c[12]))
 
 @patch
 def rows(self:_Table, where, *args):
@@ -894,7 +895,7 @@ def work(self:_Run, bar):
             if good := [o for o in pairs if not o[1].error]: self.place(self.decide(*zip(*good)))
             bar.add(len(batch))
 
-# %% ../nbs/12_sort.ipynb #b865247c
+# %% ../nbs/12_sort.ipynb #d8309f1c
 @patch
 def stopped(self:_Run):
     "Note what was placed by a batch that was stopped before it was noted"
@@ -909,14 +910,14 @@ def told(self:_Run):
         UNION ALL SELECT o.key,size,mtime,label,probs,review,dest,move,sha,same,ifnull(o.n,-1),done,entries,o.status,o.why FROM other o LEFT JOIN row r ON o.n=r.n ORDER BY key,n"""
     multi,blank = isinstance(self.task, _Findings),['']*len(self.task.labels)
     for part in chunked(self.table(sql), 512):
-        rows = [_row(c[:13]) if c[3] else None for c in part]
+        rows = [_row(c[:13]) if c[3] is not None else None for c in part]
         _numbers([o for o in rows if o])
         for c,r in zip(part, rows):
             label = self.task.told(r) if r else ('','')
             where = ('',c[14],'') if c[13] else (self.placer.at(r), self.notes.get(r.n, ''), r.same)
             yield _path(c[0]), *label, c[13] or STATUSES[r.review], *where, *(r.p if r else blank), *((self.task.decisions(r) if r else blank) if multi else ())
 
-# %% ../nbs/12_sort.ipynb #5e276129
+# %% ../nbs/12_sort.ipynb #23650ea5
 @patch
 def report(self:_Run, kind='csv', to=None):
     "Write the report into `dst`, or to the file `to`; one of another kind that an earlier run wrote would be out of date"
@@ -932,7 +933,7 @@ def counts(self:_Run):
     placed = 'SELECT review,label,count(*) FROM row WHERE current AND done AND n NOT IN (SELECT n FROM other WHERE n IS NOT NULL) GROUP BY review,label'
     other = 'SELECT o.status,r.label,count(*) FROM other o LEFT JOIN row r ON o.n=r.n GROUP BY o.status,r.label'
     for status,label,n in [(STATUSES[a],b,c) for a,b,c in self.table(placed)] + list(self.table(other)):
-        for o in self.task.counted(_label(label)) if label else ['(none)']: res[status][o] += n
+        for o in self.task.counted(_label(label)) if label is not None else ['(none)']: res[status][o] += n
         res[status]['all'] += n
     return {k:dict(v) for k,v in res.items() if v}
 

@@ -1,5 +1,5 @@
 "The mechanism of `images`: every format, mode, orientation and depth, and every way a file can be bad"
-import io, os, pickle, random, struct, warnings, zlib
+import io, os, pickle, random, struct, subprocess, sys, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -272,6 +272,89 @@ def test_truncated(put, name):
 def test_filled_with_zeros(put, name):
     b = FILES[name]
     with pytest.raises(TruncatedImageError): open_image(put(b[:len(b)//2] + bytes(len(b)-len(b)//2)))
+
+def compressed(*rows): return chunk(b'IDAT', zlib.compress(b''.join(rows)))
+
+def scan(w, h, bits=8, colour=0, interlaced=0, idat=b'', extra=b''):
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, bits, colour, 0, 0, interlaced)) + extra + idat + chunk(b'IEND', b'')
+
+@pytest.mark.parametrize('interlaced', [0,1])
+@pytest.mark.parametrize('bits,colour', [(1,0),(2,0),(4,0),(8,0),(16,0),(8,2),(16,2),(1,3),(4,3),(8,3),(8,4),(16,4),(8,6),(16,6)])
+def test_png_rows_are_counted(put, bits, colour, interlaced):
+    "All black and whole, or a byte short of it, or without its last half"
+    extra = chunk(b'PLTE', bytes([255,255,255,0,0,0])) if colour==3 else b''
+    for w,h in (1,1),(1,9),(3,2),(9,1),(5,5),(13,10),(64,64):
+        n = images._png_bytes(w, h, bits, colour, interlaced)
+        for k in (n,n+5)[:0 if (bits,colour) in ((16,4),(16,6)) else 2]: assert open_image(put(scan(w, h, bits, colour, interlaced, compressed(bytes(k)), extra))).size==(w,h)
+        for k in n-1,n//2:
+            with pytest.raises(ImageError): open_image(put(scan(w, h, bits, colour, interlaced, compressed(bytes(k)), extra)))
+
+@pytest.mark.parametrize('interlaced', [0,1])
+@pytest.mark.parametrize('colour', [4,6])
+def test_png_rows_of_deep_pictures_with_alpha(put, colour, interlaced):
+    "A wholly transparent one is no picture, so one of the pixels is opaque"
+    n = images._png_bytes(9, 9, 16, colour, interlaced)
+    assert open_image(put(scan(9, 9, 16, colour, interlaced, compressed(b'\0'+b'\xff'*8, bytes(n-9))))).size==(9,9)
+    with pytest.raises(TruncatedImageError, match='rows are missing'): open_image(put(scan(9, 9, 16, colour, interlaced, compressed(b'\0'+b'\xff'*8, bytes(n-10)))))
+
+def test_png_bytes():
+    assert images._png_bytes(48, 40, 8, 2, 0)==40*(1+48*3) and images._png_bytes(9, 3, 1, 0, 0)==3*3
+    assert images._png_bytes(8, 8, 8, 0, 1)==64+15 # 1+1+1+2+2+4+4 rows
+
+def test_png_rows_in_many_parts(put):
+    "Black at its end, cut into parts of a few bytes with an empty one between, and other parts before and behind"
+    a = GREY.copy()
+    a[-9:] = 0
+    z = zlib.compress(b''.join(b'\0'+o.tobytes() for o in a))
+    idat = b''.join(chunk(b'IDAT', z[i:i+7])+chunk(b'IDAT', b'') for i in range(0, len(z), 7))
+    text = chunk(b'tEXt', b'Comment\0'+b'x'*3000)
+    assert np.array_equal(px(put(scan(W, H, idat=text+idat+text))), a)
+    with pytest.raises(TruncatedImageError, match='rows are missing'): open_image(put(scan(W, H, idat=compressed(*[b'\0'+o.tobytes() for o in GREY[:20]]))))
+    big = compressed(bytes(8001*8000)) # 62 kB that become 64 MB
+    assert open_image(put(scan(8000, 8000, idat=big))).size==(8000,8000)
+
+def test_png_rows_are_counted_only_where_they_end_black(put, monkeypatch):
+    monkeypatch.setattr(images, '_png_parts', lambda f: pytest.fail('inflated twice'))
+    for k in 'png','png_rgb','png_16','png_rgb16': open_image(put(FILES[k]))
+
+# a gigabyte, most of it zeros that take no room on the disk
+CT = Path(__import__('pydicom').__file__).parent/'data/test_files/CT_small.dcm'
+def _ct(behind=b''): return (b := CT.read_bytes())[:144+struct.unpack_from('<I', b, 140)[0]]+behind
+SPARSE = dict(jpeg=FILES['jpeg'][:400], jpeg_whole=FILES['jpeg'], png_text=FILES['png'][:33]+struct.pack('>I', 2**30-999)+b'tEXt', png_text_behind=FILES['png'][:-12]+struct.pack('>I', 2**30-999)+b'tEXt',
+    png_rows=FILES['png'][:33]+struct.pack('>I', 2**30-999)+b'IDAT', gif=FILES['gif'][:13], gif_half=FILES['gif'][:1500], webp=b'RIFF'+struct.pack('<I', 2**30-8)+FILES['webp'][8:], bigtiff=b'II+\0\x08\0\0\0'+struct.pack('<QQ', 16, 2**60),
+    tiff_tags=b'II*\0\x08\0\0\0\xff\xff', dicom=bytes(128)+b'DICM', dicom_meta=_ct(), dicom_item=_ct(struct.pack('<HH2sHIHHI', 8, 0x1111, b'SQ', 0, 2**32-1, 0xfffe, 0xe000, 2**32-1)),
+    dicom_bytes=_ct(struct.pack('<HH2sHI', 8, 0x1111, b'OB', 0, 2**32-1)))
+
+OPEN_ALL = """import resource, sys, time
+from mednist_fastai.images import ImageError, open_image
+open_image(sys.argv[1])
+for o in sys.argv[2:]:
+    t = time.process_time()
+    try: kind = str(open_image(o).size)
+    except ImageError as e: kind = type(e).__name__
+    print(kind, time.process_time()-t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//(2**20 if sys.platform=='darwin' else 2**10))"""
+
+@pytest.mark.skipif(os.name=='nt', reason='files with holes, and the memory that a process has had')
+def test_sparse(tmp_path):
+    "Refused, in little memory and not much time; a process of its own measures both"
+    for k,v in SPARSE.items():
+        (tmp_path/k).write_bytes(v)
+        os.truncate(tmp_path/k, 2**30)
+    p = subprocess.run([sys.executable, '-c', OPEN_ALL, CT, *(tmp_path/k for k in SPARSE)], capture_output=True, text=True, check=True)
+    got = {k:o.split() for k,o in zip(SPARSE, p.stdout.splitlines(), strict=True)}
+    for k,(kind,t,mb) in got.items(): assert kind in ('TruncatedImageError','ImageTooLargeError') and float(t)<15 and int(mb)<600, (k, got)
+
+def test_webp_without_what_follows(put):
+    path = put(FILES['webp_lossless'])
+    os.truncate(path, 2**30)
+    assert np.array_equal(px(path, 'RGB'), RGB)
+
+def test_large_files_of_large_pictures_are_read(put):
+    "What may be read grows with the picture"
+    a = np.random.default_rng(0).integers(0, 2**16, (1500,1500,3), dtype=np.uint16)
+    assert np.array_equal(px(put(png(a, 2)), 'RGB'), rule(a)) and np.array_equal(px(put(tiff(a, photometric=2)), 'RGB'), rule(a))
+    big = np.random.default_rng(0).integers(0, 256, (5000,5000,3), dtype=np.uint8) # 75 MB
+    assert np.array_equal(px(put(encode(big, 'BMP')), 'RGB'), big)
 
 def test_zeros_after_the_end_do_no_harm(put): assert np.array_equal(px(put(FILES['jpeg']+bytes(500))), px(put(FILES['jpeg'])))
 
