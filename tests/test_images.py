@@ -295,7 +295,7 @@ def test_png_rows_of_deep_pictures_with_alpha(put, colour, interlaced):
     "A wholly transparent one is no picture, so one of the pixels is opaque"
     n = images._png_bytes(9, 9, 16, colour, interlaced)
     assert open_image(put(scan(9, 9, 16, colour, interlaced, compressed(b'\0'+b'\xff'*8, bytes(n-9))))).size==(9,9)
-    with pytest.raises(TruncatedImageError, match='rows are missing'): open_image(put(scan(9, 9, 16, colour, interlaced, compressed(b'\0'+b'\xff'*8, bytes(n-10)))))
+    with pytest.raises(TruncatedImageError): open_image(put(scan(9, 9, 16, colour, interlaced, compressed(b'\0'+b'\xff'*8, bytes(n-10)))))
 
 def test_png_bytes():
     assert images._png_bytes(48, 40, 8, 2, 0)==40*(1+48*3) and images._png_bytes(9, 3, 1, 0, 0)==3*3
@@ -346,7 +346,7 @@ def test_sparse(tmp_path):
 
 def test_webp_without_what_follows(put):
     path = put(FILES['webp_lossless'])
-    os.truncate(path, 2**30)
+    os.truncate(path, 2**27)
     assert np.array_equal(px(path, 'RGB'), RGB)
 
 def test_large_files_of_large_pictures_are_read(put):
