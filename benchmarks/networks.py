@@ -24,15 +24,17 @@ def one_round(forward, x, n):
     "Images a second over `n` batches"
     t = time.perf_counter()
     for _ in range(n): forward(x)
-    return n*len(x)/(time.perf_counter()-t)
+    return n*forward.batches*len(x)/(time.perf_counter()-t)
 
 def measure(folders, batch, rounds, seconds):
     "Images a second of each learner, median of interleaved rounds, and all of the rounds"
     import numpy as np
     from mednist_fastai.infer import Predictor
+    from peers import at_once
     rng,nets = np.random.default_rng(0),{}
     for k,f in folders.items():
-        p = Predictor(f)
+        p = Predictor(f, precision='float32')
+        p.forward = at_once(p.engine)
         x = rng.integers(0, 256, (batch, p.learner.channels, p.learner.size, p.learner.size), dtype=np.uint8)
         nets[k] = (p,x,batches_for(p.forward, x, seconds))
     found = {k: [] for k in nets}

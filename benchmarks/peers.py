@@ -34,25 +34,28 @@ def ours(src, dst, learner=None, precision=None, again=True):
     p = Predictor(learner, **kw)
     return res | dict(engine=p.engine.name, precision=p.precision, batch_size=p.batch_size)
 
+class at_once:
+    "An engine on so many batches at once as the package runs, `times` times before the threads wait for each other"
+    def __init__(self, engine, times=1):
+        from mednist_fastai.engines import STREAMS
+        self.runs,self.pool,self.times,self.batches = [engine.runner()[0] for _ in range(STREAMS)],ThreadPoolExecutor(STREAMS),times,STREAMS*times
+    def __call__(self, x):
+        def one(run):
+            for _ in range(self.times): res = run(x)
+            return res
+        return list(self.pool.map(one, self.runs))[0]
+
 def forward(files, learner=None, precision=None):
     "The engine on pixels that are in memory already"
-    from mednist_fastai.engines import STREAMS
     from mednist_fastai.infer import Predictor
     p = Predictor(learner, precision=precision)
     lf,rng = p.learner,np.random.default_rng(0)
     x = rng.integers(0, 256, (p.batch_size,lf.channels,lf.size,lf.size), dtype=np.uint8)
-    n = -(-files//p.batch_size)
-    with ThreadPoolExecutor(STREAMS) as pool: # as many batches at once as the package runs
-        def run(runners, k):
-            def one(r):
-                for _ in range(k): r(x)
-            list(pool.map(one, runners))
-        runners = [p.engine.runner()[0] for _ in range(STREAMS)]
-        run(runners, 3)
-        start,k = clocks(),-(-n//STREAMS)
-        run(runners, k)
-        seconds,cpu = since(start)
-    n = k*STREAMS
+    run = at_once(p.engine, 20)
+    run(x)
+    start,n = clocks(),0
+    while n*len(x)<files: run(x); n += run.batches
+    seconds,cpu = since(start)
     return dict(files=n*len(x), seconds=seconds, cpu_seconds=cpu)
 
 # --- fastai ---

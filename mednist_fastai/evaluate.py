@@ -297,12 +297,12 @@ def roc_figure(self:FindingsEvaluation, positive=None):
     ks = range(len(self.labels)) if positive is None else [self.labels.index(positive)]
     return roc_figure(self.targets[:,ks], self.ranked[:,ks], [self.labels[k] for k in ks], f'{source_title(self.source)}, {self.split}', self.thresholds[ks])
 
-# %% ../nbs/11_evaluate.ipynb #c440f735
+# %% ../nbs/11_evaluate.ipynb #2252aa92
 def evaluate(
     learner, # A learner folder; the one in the package where None
     df, # An index with a split
     split:str='test', # Which rows
-    **kwargs # To `Predictor`: `device`, `batch_size`, `workers`
+    **kwargs # To `Predictor`: `device`, `batch_size`, `workers`; `precision` is float32 unless said otherwise
 )->Evaluation:
     "Measure a saved learner on a split of an index; raises `DataError` for classes or findings it does not know"
     learner = open_learner(learner)
@@ -312,7 +312,8 @@ def evaluate(
     strange = sorted(set(index_labels(rows, learner.task))-set(learner.labels))
     if strange: raise DataError(f'the learner knows {", ".join(learner.labels)}, the index has {", ".join(strange)} too; '
                                 + ('leave them out with `keep_findings`' if multi else 'drop those rows or rename them'))
-    probs,_,errors = predict_files(list(rows.path), learner, **kwargs)
+    # in float32, which every machine has: a figure must come out the same everywhere
+    probs,_,errors = predict_files(list(rows.path), learner, **{'precision':'float32', **kwargs})
     named = df.attrs.get('source', ''),_split_name(df, split),learner.labels
     if multi: return FindingsEvaluation(*named, _finding_predictions(rows, probs, errors, learner), learner.thresholds)
     return Evaluation(*named, _predictions(rows, probs, errors, learner.labels))
