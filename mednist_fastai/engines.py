@@ -47,7 +47,7 @@ class OnnxRuntime:
         def stop(): opts.terminate = True
         return run,stop
 
-# %% ../nbs/08a_engines.ipynb #713dc0d7
+# %% ../nbs/08a_engines.ipynb #c0842731
 HINTS = dict(float32='f32', bfloat16='bf16', int8='f32')
 def tile(size): "Images that are computed at once, of `size` x `size` pixels"; return max(1, min(32, 2**20//size**2))
 
@@ -70,7 +70,7 @@ class OpenVino:
             self.model = core.compile_model(net, 'CPU', config)
         except Exception as e: raise EngineError(f'OpenVINO {ov.__version__} cannot load {Path(graph).name} ({e}); upgrade openvino, or use precision float32') from e
         self.precision,self.outputs = precision,[self.model.output(o) for o in OUTPUTS]
-        self.shapes = {o.any_name:list(o.shape) for o in self.model.inputs+self.outputs}
+        self.shapes = {'image':list(self.model.input('image').shape)} | {n:list(o.shape) for n,o in zip(OUTPUTS, self.outputs)}
     def runner(self):
         request = self.model.create_infer_request()
         def one(x):
