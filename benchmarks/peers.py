@@ -20,6 +20,7 @@ def result(start, names, probs):
 
 def ours(src, dst, learner=None, precision=None, again=True):
     "From the call of `classify_folder` to its return, opening the learner and starting the engine included; and once more in the same process"
+    import openvino, pandas # as torch and fastai are imported before the clock of the others starts
     from mednist_fastai.infer import Predictor
     from mednist_fastai.sort import classify_folder
     kw = dict(precision=precision)
@@ -201,16 +202,18 @@ def profile(src, dst, learner=None):
     files,dst = listing(src),Path(dst)
     n,us,res = len(files),1e6/len(files),{}
     p = Predictor(learner)
-    run,lf = p.engine.runner()[0],p.learner
+    run,lf = at_once(p.engine, 10),p.learner
     x = np.random.default_rng(0).integers(0, 256, (p.batch_size,lf.channels,lf.size,lf.size), dtype=np.uint8)
     run(x) # sets the engine up
-    def alone(f):
+    def alone(f, n=n):
+        "Microseconds an image of `f`, which handles `n`"
         start = clocks()
         f()
         wall,cpu = since(start)
-        return dict(wall_us=wall*us, cpu_us=cpu*us)
+        return dict(wall_us=wall*1e6/n, cpu_us=cpu*1e6/n)
+    calls = -(-n//(run.batches*len(x)))
     res['alone'] = dict(decode=alone(lambda: [load_image(o, lf.size, method=lf.method, mode=lf.mode) for o in files]),
-                        forward=alone(lambda: [run(x[:n-i]) for i in range(0, n, len(x))]),
+                        forward=alone(lambda: [run(x) for _ in range(calls)], calls*run.batches*len(x)),
                         copy=alone(lambda: copy_all(files, dst/'alone')))
     classify_folder(src, dst/'warm', learner, progress=False) # imports and the like, which are the cold start's
     found,res['not_found'] = watch(STAGES)

@@ -331,7 +331,7 @@ def main():
     p.add_argument('--only', nargs='+', choices=PARTS, metavar='NAME', help=f'parts to measure, of {", ".join(PARTS)}; all but memory by default')
     p.add_argument('--memory', action='store_true', help='also peak memory on 200,000 files: some minutes more')
     p.add_argument('--resnet34', type=Path, default=root/'runs/mednist-resnet34/learner', help='learner folder of a ResNet34')
-    p.add_argument('--files', type=int, default=6000, help='at most so many files'); p.add_argument('--large', type=int, default=300, help='files of 2,000 px, and DICOM files')
+    p.add_argument('--files', type=int, default=6000, help='at most so many files'); p.add_argument('--large', type=int, default=600, help='files of 2,000 px, and DICOM files')
     p.add_argument('--loop', type=int, default=100, help='files for the loop of `predict`')
     p.add_argument('--slow', type=int, default=3000, help='at most so many files for timm, plain torch and ours in float32, which would take half of the time')
     p.add_argument('--many', type=int, default=200_000, help='files for the peak memory, against 6,000')
