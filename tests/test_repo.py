@@ -48,7 +48,7 @@ modules = sorted((root/'mednist_fastai').glob('*.py'))
 def test_public_names_are_documented(p):
     assert not [n.name for n in _public(p) if not ast.get_docstring(n)]
 
-order = 'images data sources phantom render augment blocks models train interpret trust learner infer evaluate sort search store cli'.split()
+order = 'images data sources phantom render augment blocks models train interpret trust engines learner infer evaluate sort search store cli'.split()
 
 @pytest.mark.parametrize('p', [p for p in modules if p.stem in order], ids=lambda p: p.stem)
 def test_imports_go_one_way(p):
@@ -59,13 +59,21 @@ def test_imports_go_one_way(p):
 
 def _loaded(code):
     "Which heavy packages `code` leaves loaded, in a fresh process"
-    heavy = 'torch fastai timm pandas matplotlib sklearn onnxruntime'.split()
+    heavy = 'torch fastai timm pandas matplotlib sklearn onnxruntime openvino'.split()
     out = subprocess.run([sys.executable, '-c', f'{code}\nimport sys; print([m for m in {heavy!r} if m in sys.modules])'], capture_output=True, text=True, check=True, cwd=root)
     return ast.literal_eval(out.stdout.splitlines()[-1])
 
 def test_package_import_is_light(): assert _loaded('import mednist_fastai') == []
 def test_cli_import_is_light(): assert _loaded('import mednist_fastai.cli') == []
 def test_sorting_never_loads_the_training_side(): assert not {'torch','fastai','timm'} & set(_loaded('from mednist_fastai import classify_folder'))
+
+def test_the_sort_command_stays_light(tmp_path):
+    "A whole run loads no more than an engine: neither the training side nor pandas"
+    from PIL import Image
+    (tmp_path/'src').mkdir()
+    Image.new('L', (64,64), 90).save(tmp_path/'src/a.png')
+    code = f'from mednist_fastai.cli import mednist_sort; mednist_sort({str(tmp_path/"src")!r}, {str(tmp_path/"dst")!r}, quiet=True)'
+    assert set(_loaded(code)) <= {'onnxruntime','openvino'} and (tmp_path/'dst/report.csv').exists()
 
 def test_all_gives_fastai_and_ours():
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'from mednist_fastai.all import *; print(DataBlock, Learner, timm_learner, classify_folder, run.__module__, Recipe, get_index)'],
