@@ -153,7 +153,7 @@ def _window(s):
         if math.isfinite(centre) and 0<width<math.inf: return centre,width
     raise ArgumentError(f'--window is {s}; it must be one of {", ".join(WINDOWS)}, the number of a stored window, or CENTRE,WIDTH')
 
-# %% ../nbs/15_cli.ipynb #059cacc9
+# %% ../nbs/15_cli.ipynb #bc23668d
 @call_parse(pos=['learner'])
 @one_line_errors
 def mednist_sort(
@@ -184,8 +184,9 @@ def mednist_sort(
     _one_of(['keep','link'], duplicates=duplicates)
     _one_of(['csv','jsonl','parquet'], report=report)
     _one_of(['float32','bfloat16','int8'], precision=precision)
-    counts = _sort_folder(src, dst, learner, move=move, recursive=not flat, min_confidence=min_confidence, batch_size=batch_size, workers=workers, device=device, progress=not quiet,
-                          per_finding=per_finding, window=_window(window), frame=frame, precision=precision, report=report, duplicates=duplicates, dry_run=dry_run)
+    how = dict(per_finding=per_finding, window=_window(window), frame=frame, precision=precision, report=report, duplicates=duplicates, dry_run=dry_run)
+    counts = _sort_folder(src, dst, learner, move=move, recursive=not flat, min_confidence=min_confidence, batch_size=batch_size,
+                          workers=workers, device=device, progress=not quiet, **how)
     n,left = (sum(v['all'] for k,v in counts.items() if k in which) for which in (counts,('unreadable','skipped')))
     if not quiet:
         print(_count_table(counts) if n else 'no files found')

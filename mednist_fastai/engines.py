@@ -6,12 +6,11 @@
 __all__ = ['OUTPUTS', 'STREAMS', 'HINTS', 'QUANTIZED', 'MARGIN', 'N_REAL', 'N_RESHOWN', 'OFTEN', 'EngineError', 'cores',
            'OnnxRuntime', 'tile', 'OpenVino', 'supported', 'quantize_graph', 'check_batches', 'check_precisions']
 
-# %% ../nbs/08a_engines.ipynb #dc91e5a8
+# %% ../nbs/08a_engines.ipynb #a81af588
 import os, time
 from pathlib import Path
 import numpy as np
 from fastcore.basics import chunked
-from .images import load_image
 
 # %% ../nbs/08a_engines.ipynb #279d3d34
 class EngineError(Exception): "An engine can't be used, or not like this; the message says what to install or to change"
@@ -47,7 +46,7 @@ class OnnxRuntime:
         def stop(): opts.terminate = True
         return run,stop
 
-# %% ../nbs/08a_engines.ipynb #c0842731
+# %% ../nbs/08a_engines.ipynb #da57b761
 HINTS = dict(float32='f32', bfloat16='bf16', int8='f32')
 def tile(size): "Images that are computed at once, of `size` x `size` pixels"; return max(1, min(32, 2**20//size**2))
 
@@ -61,7 +60,8 @@ class OpenVino:
     ):
         if precision not in supported(): raise EngineError(f'{precision} needs OpenVINO (pip install openvino) and a processor that has it; precision=None or float32 runs everywhere')
         import openvino as ov
-        config = {'INFERENCE_PRECISION_HINT':HINTS[precision], 'INFERENCE_NUM_THREADS':threads or cores(), 'NUM_STREAMS':min(STREAMS, threads or cores()), 'ENABLE_CPU_PINNING':False}
+        n = threads or cores()
+        config = dict(INFERENCE_PRECISION_HINT=HINTS[precision], INFERENCE_NUM_THREADS=n, NUM_STREAMS=min(STREAMS, n), ENABLE_CPU_PINNING=False)
         try:
             net = (core := ov.Core()).read_model(str(graph))
             shape = net.input(0).partial_shape
@@ -89,7 +89,7 @@ def supported():
     have = ov.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
     return [p for p,cap in dict(int8='INT8', bfloat16='BF16').items() if cap in have] + ['float32']
 
-# %% ../nbs/08a_engines.ipynb #86f1e3d4
+# %% ../nbs/08a_engines.ipynb #3a68f33a
 QUANTIZED = 'Conv','Gemm','MatMul','Relu','MaxPool' # operations that OpenVINO fuses into one int8 kernel; more of them cost accuracy and no time
 
 class _Batches:
@@ -106,8 +106,9 @@ def quantize_graph(
     import logging
     from onnxruntime import quantization as q
     logging.getLogger().addFilter(quiet := lambda r: 'pre-processing before quantization' not in r.getMessage()) # advice for graphs that fuse less than ours
-    try: q.quantize_static(str(graph), str(file), _Batches(images[i:i+64] for i in range(0, len(images), 64)), quant_format=q.QuantFormat.QDQ, per_channel=True, reduce_range=True,
-                           activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, op_types_to_quantize=list(QUANTIZED))
+    how = dict(quant_format=q.QuantFormat.QDQ, per_channel=True, reduce_range=True, activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8)
+    batches = _Batches(images[i:i+64] for i in range(0, len(images), 64))
+    try: q.quantize_static(str(graph), str(file), batches, op_types_to_quantize=list(QUANTIZED), **how)
     finally: logging.getLogger().removeFilter(quiet)
 
 # %% ../nbs/08a_engines.ipynb #84ae4bf9
@@ -154,7 +155,7 @@ class _Tally:
     @property
     def counts(self): return dict(n=self.n, changed=self.changed, beyond=self.beyond, max_difference=self.max_difference)
 
-# %% ../nbs/08a_engines.ipynb #c4780d6c
+# %% ../nbs/08a_engines.ipynb #620fcb48
 def check_precisions(
     engines:dict, # precision -> engine; 'float32' is what the others are compared with
     batches, # What `check_batches` gives
@@ -174,4 +175,5 @@ def check_precisions(
 
 def _verdict(real, reshown, n_real, rate):
     accepted = real.n>=N_REAL and not real.beyond
-    return dict(accepted=accepted, default=accepted and reshown.beyond<=OFTEN*reshown.n, images_per_second=rate, n_real=n_real, **real.counts, reshown=reshown.counts)
+    default = accepted and reshown.beyond<=OFTEN*reshown.n
+    return dict(accepted=accepted, default=default, images_per_second=rate, n_real=n_real, **real.counts, reshown=reshown.counts)

@@ -438,7 +438,7 @@ def _coded_frame(f, ds, frame, path):
     if size!=(ds.Rows,ds.Columns,ds.SamplesPerPixel): raise TruncatedImageError(path, 'DICOM whose picture is coded with another size than its header has')
     return code
 
-# %% ../nbs/00_images.ipynb #5250691f
+# %% ../nbs/00_images.ipynb #da34323f
 def _decode_jpeg(code, ds, ts, path):
     "Lossless, 12-bit or JPEG-LS data `code` as an array"
     import imagecodecs
@@ -469,6 +469,7 @@ def _check_rle(f, ds, frame, path):
     f.seek(at)
     return 'pydicom'
 
+# %% ../nbs/00_images.ipynb #c2845fed
 def _unpack_bits(f, frame, shape):
     "A frame of single bits that does not begin on a byte; pydicom reads such a frame one byte short"
     n = shape[0]*shape[1]

@@ -969,9 +969,9 @@ def _head(lf, min_confidence, window, frame):
     if lf.task=='multi_label': how['thresholds'] = _floats(lf.thresholds.tobytes(), len(lf.labels))[0]
     return dict(learner=lf.digest, name=lf.path.name, labels=lf.labels, min_confidence=min_confidence, **how)
 
-# %% ../nbs/12_sort.ipynb #44f61528
-def _sort_folder(src, dst, learner=None, move=False, recursive=True, min_confidence=None, batch_size=None, workers=None, device=None, progress=True, per_finding=None,
-                window=None, frame=None, precision=None, report='csv', dry_run=False, duplicates='keep', _to=None
+# %% ../nbs/12_sort.ipynb #27c23bcc
+def _sort_folder(src, dst, learner=None, move=False, recursive=True, min_confidence=None, batch_size=None, workers=None, device=None, progress=True,
+    per_finding=None, window=None, frame=None, precision=None, report='csv', dry_run=False, duplicates='keep', _to=None
 )->dict: # status -> label -> number of files; under 'all' each file once
     "`classify_folder` without the table: counts come back, and the report is in `dst`"
     src,dst = (os.path.abspath(os.path.expanduser(os.fspath(o))) for o in (src,dst))
@@ -981,7 +981,8 @@ def _sort_folder(src, dst, learner=None, move=False, recursive=True, min_confide
     task = (_Findings if lf.task=='multi_label' else _Classes)(lf)
     _check_folders(src, dst, task.folders)
     pred,head = Predictor(lf, device, batch_size, workers, window, frame, precision),_head(lf, min_confidence, window, frame)
-    with _destination(dst), closing(_Table()) as table, _state(dst, dry_run) as state, closing(_Journal(os.path.join(state, 'journal.jsonl'), head, table, not dry_run)) as journal:
+    def open_journal(state, table): return closing(_Journal(os.path.join(state, 'journal.jsonl'), head, table, not dry_run))
+    with _destination(dst), closing(_Table()) as table, _state(dst, dry_run) as state, open_journal(state, table) as journal:
         run = _Run(src, dst, pred, task, journal, move, recursive, min_confidence, per_finding, duplicates, dry_run)
         run.look()
         with closing(_Progress(run.total, progress)) as bar:
