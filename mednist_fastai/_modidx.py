@@ -872,6 +872,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mednist_fastai.sort._count': ('sort.html#_count', 'mednist_fastai/sort.py'),
                                      'mednist_fastai.sort._destination': ('sort.html#_destination', 'mednist_fastai/sort.py'),
                                      'mednist_fastai.sort._digest': ('sort.html#_digest', 'mednist_fastai/sort.py'),
+                                     'mednist_fastai.sort._digest_of': ('sort.html#_digest_of', 'mednist_fastai/sort.py'),
                                      'mednist_fastai.sort._fingerprint': ('sort.html#_fingerprint', 'mednist_fastai/sort.py'),
                                      'mednist_fastai.sort._floats': ('sort.html#_floats', 'mednist_fastai/sort.py'),
                                      'mednist_fastai.sort._found': ('sort.html#_found', 'mednist_fastai/sort.py'),

@@ -245,7 +245,7 @@ def check_graph(
     if not worst < tolerance: raise LearnerCheckError(file, f'graph and torch differ by {worst:.2g} on {len(images)} images, allowed is {tolerance:g}')
     return worst
 
-# %% ../nbs/09_learner.ipynb #d76b88e7
+# %% ../nbs/09_learner.ipynb #f9a4a9a8
 PRECISIONS = 'int8','bfloat16'
 
 def _witnesses(ix): return [*ix.path[ix.split=='valid'], *ix.path[ix.split=='train']]
@@ -259,8 +259,10 @@ def _loader(p):
 def _try_precisions(folder, ix, p, task, wanted):
     "The counts of `check_precisions`; an int8 graph that is of use stays in `folder`"
     from mednist_fastai.engines import OnnxRuntime, check_batches, check_precisions, supported
+    (folder/INT8).unlink(missing_ok=True) # of an earlier check
     engines,res = {'float32':OnnxRuntime(folder/'model.onnx')},{}
-    for o in [o for o in wanted if o in supported()]: engines[o],res[o] = _try_engine(folder, o, ix, _loader(p))
+    here = supported()
+    for o in [o for o in wanted if o in here]: engines[o],res[o] = _try_engine(folder, o, ix, _loader(p))
     engines = {k:v for k,v in engines.items() if v}
     if len(engines)>1: res |= check_precisions(engines, check_batches(_witnesses(ix), _loader(p)), task)
     if 'int8' in engines and not (res['int8']['accepted'] and res['int8']['images_per_second']>res['float32']['images_per_second']):

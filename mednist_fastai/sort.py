@@ -396,13 +396,14 @@ def _like(tmp, s):
     except PermissionError: pass # some file systems keep no permissions
     os.utime(tmp, ns=(s.st_atime_ns, s.st_mtime_ns))
 
-# %% ../nbs/12_sort.ipynb #68c7bb68
+# %% ../nbs/12_sort.ipynb #beaa3722
 SMALL = 2**20 # bytes
 
 def _fingerprint(row):
     "Note the sha256 of a file, and its bytes if they are few; one that can't be read now is told when it is placed"
     try:
-        if row.size>SMALL: row.sha = _digest(row.path)
+        if row.size>SMALL:
+            with _open_source(row) as f: row.sha = _digest_of(f)
         else:
             fd = _open_fd(row)
             try: b = os.read(fd, row.size+1)
@@ -438,7 +439,7 @@ def _copy(row, tmp, digest=None):
             os.fsync(g.fileno())
     _like(tmp, s)
 
-# %% ../nbs/12_sort.ipynb #b04549f9
+# %% ../nbs/12_sort.ipynb #fd898879
 def _publish(tmp, to):
     "Give `tmp` its final name; raises `FileExistsError` rather than overwrite"
     try:
@@ -449,11 +450,13 @@ def _publish(tmp, to):
         open(to, 'xb').close()
         os.replace(tmp, to)
 
-def _digest(path):
+def _digest_of(f):
     h = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while b := f.read(1<<20): h.update(b)
+    while b := f.read(SMALL): h.update(b)
     return h.digest()
+
+def _digest(path):
+    with open(path, 'rb') as f: return _digest_of(f)
 
 def _same(a, b):
     "Do two paths hold the same bytes?"
