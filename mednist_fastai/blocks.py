@@ -90,6 +90,7 @@ def index_targets(
 
 # %% ../nbs/04_blocks.ipynb #944e7714
 STRANGER = '' # the label of an image of no class
+def _stranger_rows(df): return df.label==STRANGER
 
 def index_labels(df, task='single_label'):
     "Class names of an index, sorted; of a multi-label one the findings, certain or not"
@@ -266,7 +267,9 @@ def _targets(dataset, items):
     "Targets of all items, of fastai's types"
     import torch
     vocab = dataset.tls[1].vocab
-    if not isinstance(dataset.tls[1].tfms.fs[-1], Findings): return TensorCategory(torch.tensor([len(vocab) if o.label==STRANGER else vocab.o2i[o.label] for o in items]))
+    if not isinstance(dataset.tls[1].tfms.fs[-1], Findings):
+        num = {**vocab.o2i, STRANGER:len(vocab)}
+        return TensorCategory(torch.tensor([num[o.label] for o in items]))
     y = np.zeros((len(items), len(vocab)), np.float32)
     for r,o in zip(y, items):
         for k,v in _known(o).items(): r[vocab.o2i[k]] = v
@@ -328,8 +331,6 @@ def source_weights(
     return w/w.sum()
 
 # %% ../nbs/04_blocks.ipynb #ed509bd8
-def _stranger_rows(df): return df.label==STRANGER
-
 def _check_split(df, task='single_label'):
     n = df.split.value_counts()
     for s in ('train','valid'):
