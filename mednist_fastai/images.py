@@ -96,8 +96,9 @@ def _allow(f, n):
     if isinstance(f, _Bounded): f.left = _header+16*n
 
 # %% ../nbs/00_images.ipynb #119c50f0
-def _open_file(path):
+def _open_file(path, read=None):
     "The regular, non-empty file `path`, open; in memory where it is small"
+    if read and (b := read(path)): return io.BytesIO(b)
     st = os.stat(path)
     if stat.S_ISDIR(st.st_mode): raise NotAFileError(path, 'a folder, not a file')
     if not stat.S_ISREG(st.st_mode): raise NotAFileError(path, 'not a regular file')
@@ -670,11 +671,11 @@ def _decode(f, path, mode, size, window, frame):
     res.info = {} # the orientation is done with
     return res
 
-def _read_image(path, mode, size, window, frame):
+def _read_image(path, mode, size, window, frame, read=None):
     "What `_decode` gives for the file `path`; raises an `ImageError`"
     if mode not in ('L', 'RGB'): raise ValueError(f"mode is 'L' or 'RGB', not {mode!r}")
     _check_choices(window, frame)
-    with _typed_errors(path), _open_file(path) as f: return _decode(f, path, mode, size, window, frame)
+    with _typed_errors(path), _open_file(path, read) as f: return _decode(f, path, mode, size, window, frame)
 
 # %% ../nbs/00_images.ipynb #152650d3
 def open_image(
@@ -715,9 +716,10 @@ def load_image(
     mode:str='L', # `'L'` (grey) or `'RGB'`
     window:int|str|tuple|None=None, # DICOM only: see `open_image`
     frame:int|None=None, # DICOM only: see `open_image`
+    read=None, # From the path to the bytes of a small file, for a caller that needs them too; empty or None: it is opened as ever
 )->np.ndarray: # uint8, (size,size) or (size,size,3), writable
     "The pixels of a file, for training, cache and inference alike; raises an `ImageError`"
-    im = _read_image(path, mode, size, window, frame)
+    im = _read_image(path, mode, size, window, frame, read)
     if isinstance(im, np.ndarray):
         if im.shape[:2]==(size,size) and method in _methods: return im
         im = Image.fromarray(im)

@@ -126,15 +126,15 @@ DEPTH = STREAMS+2 # batches in flight: two in the network, one ready, one being 
 
 class _Batch:
     "Files on their way to the network"
-    def __init__(self, paths, lf, **choices):
-        self.paths,self.lf,self.choices,self.errors = paths,lf,choices,{} # choices: window and frame
+    def __init__(self, paths, lf, load=None, **choices):
+        self.paths,self.lf,self.load,self.choices,self.errors = paths,lf,load or load_image,choices,{} # choices: window and frame
         self.x = np.empty((len(paths),lf.channels,lf.size,lf.size), np.uint8)
 
     def decode(self, rows, stop):
         "Fill `rows` with pixels, or with the reason why not"
         for i in rows:
             if stop.is_set(): return
-            try: im = load_image(self.paths[i], self.lf.size, method=self.lf.method, mode=self.lf.mode, **self.choices)
+            try: im = self.load(self.paths[i], self.lf.size, method=self.lf.method, mode=self.lf.mode, **self.choices)
             except ImageError as e: self.errors[i] = e
             # a decoder's own bug or a full memory costs one file too, never the run
             except Exception as e: self.errors[i] = ImageError(self.paths[i], f'{type(e).__name__}: {e}')
@@ -153,6 +153,7 @@ def run(self:_Batch, forward, parts):
 @patch
 def predict(self:Predictor,
     paths, # Image files, any iterable; read no further than needed
+    load=None, # What decodes a file in place of `load_image`, with the same arguments and in several threads at once
 ): # Iterator of `Prediction`, one for each path, in the order of `paths`
     "Predict files in order, decoding ahead; an unreadable file gives a `Prediction` with its `error`"
     paths,runners,stop,flight = iter(paths),[self.engine.runner() for _ in range(STREAMS)],threading.Event(),deque()
@@ -164,7 +165,7 @@ def predict(self:Predictor,
     part = max(1, min(16, self.batch_size//self.workers)) # files a task: few enough that all threads share a batch
     def fill():
         while len(flight)<DEPTH and (ps := list(islice(paths, self.batch_size))):
-            b = _Batch(ps, self.learner, window=self.window, frame=self.frame)
+            b = _Batch(ps, self.learner, load, window=self.window, frame=self.frame)
             parts = [decoders.submit(b.decode, range(i, min(i+part, len(ps))), stop) for i in range(0, len(ps), part)]
             flight.append(net.submit(run, b, parts))
     try:

@@ -7,8 +7,9 @@ __all__ = ['STATUSES', 'REVIEW', 'STATE', 'REPORT', 'FINDING', 'NO_FINDING', 'CH
            'scan_folder', 'folder_names', 'write_report', 'read_report', 'sort_summary', 'classify_folder']
 
 # %% ../nbs/12_sort.ipynb #0630c519
-import csv, errno, hashlib, json, os, re, stat, sys, tempfile, time, unicodedata
-from collections import defaultdict, deque
+import csv, errno, hashlib, json, os, re, stat, sys, tempfile, threading, time, unicodedata
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import chunked, patch
-from .infer import Predictor
+from .images import load_image
+from .infer import DEPTH, Predictor
 from .learner import open_learner
 
 # %% ../nbs/12_sort.ipynb #eb13215a
@@ -140,14 +142,15 @@ class _Findings(_Classes):
 # %% ../nbs/12_sort.ipynb #6fcd88b4
 @dataclass(slots=True)
 class _Row:
-    "A decision: where one file goes, and why"
+    "A file on its way, and the decision about it: where it goes, and why"
     path: str; size: int; mtime: int
-    label: int|tuple; probs: bytes; review: bool # index of the label, or of each positive finding; float32 probabilities as bytes
-    dest: str; move: bool # relative to the destination folder, with slashes
+    label: int|tuple=-1; probs: bytes=b''; review: bool=False # index of the label, or of each positive finding; float32 probabilities as bytes
+    dest: str=''; move: bool=False # relative to the destination folder, with slashes
     sha: bytes=b''; same: str='' # sha256 of its bytes; the path of the first file that has the same
     n: int=-1; done: bool=False
     entries: list|None=None # its places in folders of findings, None where none were asked for yet
     p: list|None=None; data: bytes|None=None; twin: str='' # the probabilities as numbers; the bytes of a small file; what it may be linked to
+    taken: bool=False; why: str='' # what came of placing it: its name is taken; the reason why it stays
 
 def _floats(b, k=1):
     "float32 bytes as the shortest decimals that give them back, in rows of `k`"
@@ -399,49 +402,51 @@ def _like(tmp, s):
 # %% ../nbs/12_sort.ipynb #beaa3722
 SMALL = 2**20 # bytes
 
-def _fingerprint(row):
-    "Note the sha256 of a file, and its bytes if they are few; one that can't be read now is told when it is placed"
+def _fingerprint(row, keep=0):
+    "Note the sha256 of a file; the bytes of a small one come back, and are kept up to the length `keep`. Of one that can't be read now nothing is noted"
     try:
         if row.size>SMALL:
             with _open_source(row) as f: row.sha = _digest_of(f)
-        else:
-            fd = _open_fd(row)
-            try: b = os.read(fd, row.size+1)
-            finally: os.close(fd)
-            if len(b)==row.size: row.sha,row.data = hashlib.sha256(b).digest(),b
-    except (_FileError, OSError): row.sha,row.data = b'',None
+            return
+        fd = _open_fd(row)
+        try: b = os.read(fd, row.size+1)
+        finally: os.close(fd)
+    except (_FileError, OSError): return
+    if len(b)!=row.size: return
+    row.sha = hashlib.sha256(b).digest()
+    if len(b)<=keep: row.data = b
+    return b
 
-def _write_small(row, tmp, digest):
-    s,rest = _check_source(row),memoryview(row.data)
-    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os,'O_BINARY',0), 0o666)
-    try:
-        while rest: rest = rest[os.write(fd, rest):]
-        if digest:
-            digest.update(row.data)
-            os.fsync(fd)
-    finally: os.close(fd)
-    _like(tmp, s)
 
 # %% ../nbs/12_sort.ipynb #6c4a6bff
-def _copy(row, tmp, digest=None):
-    "Copy the source of `row` to the new file `tmp`, its times and permissions too; `digest` makes it safe against power cuts"
-    if row.data is not None: return _write_small(row, tmp, digest)
-    with _open_source(row) as f, open(tmp, 'xb') as g:
-        while True:
-            with _source(): b = f.read(SMALL)
-            if not b: break
-            g.write(b)
-            if digest: digest.update(b)
-        s = os.fstat(f.fileno())
-        if g.tell()!=row.size or not _is_row(s, row): raise _FileError(CHANGED)
-        if digest:
-            g.flush()
-            os.fsync(g.fileno())
-    _like(tmp, s)
+def _write(fd, b):
+    while b: b = b[os.write(fd, b):]
+
+def _pour(row, fd, digest=None):
+    "Write the bytes of `row` into `fd`, which `digest` makes safe against power cuts; returns what the system says of the source"
+    if row.data is not None:
+        s = _check_source(row)
+        _write(fd, memoryview(row.data))
+        if digest: digest.update(row.data)
+    else:
+        with _open_source(row) as f:
+            n = 0
+            while True:
+                with _source(): b = f.read(2**18)
+                if not b: break
+                _write(fd, memoryview(b))
+                if digest: digest.update(b)
+                n += len(b)
+            s = os.fstat(f.fileno())
+        if n!=row.size or not _is_row(s, row): raise _FileError(CHANGED)
+    if digest: os.fsync(fd)
+    return s
+
 
 # %% ../nbs/12_sort.ipynb #fd898879
 def _publish(tmp, to):
-    "Give `tmp` its final name; raises `FileExistsError` rather than overwrite"
+    "Give the file `tmp`, a path or the descriptor of one without, its final name; raises `FileExistsError` rather than overwrite"
+    if isinstance(tmp, int): return os.link(f'/proc/self/fd/{tmp}', to, src_dir_fd=tmp) # with a folder named, Python follows the link
     try:
         os.link(tmp, to)
         os.unlink(tmp)
@@ -464,9 +469,17 @@ def _same(a, b):
     return os.path.samestat(sa, sb) or (stat.S_ISREG(sb.st_mode) and sa.st_size==sb.st_size and _digest(a)==_digest(b))
 
 # %% ../nbs/12_sort.ipynb #75b4c67b
+def _nameless(folder):
+    "The permissions that a file without a name gets in `folder` if all are asked for; None where there is no such file"
+    if not hasattr(os, 'O_TMPFILE'): return
+    try: fd = os.open(folder, os.O_WRONLY|os.O_TMPFILE, 0o777)
+    except OSError: return
+    try: return stat.S_IMODE(os.fstat(fd).st_mode) if os.path.exists(f'/proc/self/fd/{fd}') else None
+    finally: os.close(fd)
+
 class _Placer:
     "Brings files to their places in `dst`"
-    def __init__(self, dst): self.dst,self.tmp,self.i = dst,os.path.join(dst, STATE, 'tmp'),0
+    def __init__(self, dst): self.dst,self.tmp,self.i,self.there,self.mask = dst,os.path.join(dst, STATE, 'tmp'),0,set(),None # there: folders that were there a moment ago
     def at(self, row): return os.path.join(self.dst, *row.dest.split('/'))
     def holds(self, row): return (s := _lstat(self.at(row))) is not None and stat.S_ISREG(s.st_mode) and s.st_size==row.size
 
@@ -474,17 +487,21 @@ class _Placer:
         "Remove what a killed run was writing"
         os.makedirs(self.tmp, exist_ok=True)
         for o in os.scandir(self.tmp): os.unlink(o.path)
+        self.mask = _nameless(self.tmp)
 
     def place(self, row):
         "Copy or move the file of `row` to its place; raises `FileExistsError` where the name is taken"
         to = self.at(row)
-        if not os.path.isdir(d := os.path.dirname(to)): os.makedirs(d, exist_ok=True)
+        if (d := os.path.dirname(to)) not in self.there:
+            os.makedirs(d, exist_ok=True)
+            self.there.add(d)
         try:
             if not (row.move and self._link(row, to)) and not (row.twin and self._link_twin(row, to)): self._copied(row, to)
         except OSError as e:
             if e.errno in _BAD_NAME: raise _FileError(f'the destination takes no such name: {e.strerror}') from e
             raise
         row.done = True
+
 
 # %% ../nbs/12_sort.ipynb #f09588e7
 @patch
@@ -527,24 +544,52 @@ def _link_twin(self:_Placer, row, to):
     return True
 
 # %% ../nbs/12_sort.ipynb #dcc0e048
+def _check_copy(tmp, digest):
+    if digest and _digest(tmp)!=digest.digest(): raise OSError(errno.EIO, 'what was written is not what was read', tmp)
+
 @patch
-def _copied(self:_Placer, row, to):
-    "Copy to a temporary name, then publish; for a move verify and remove the source"
+def _unnamed(self:_Placer, row, to):
+    "Copy to a file that gets its first name when it is whole; False where it can't"
+    fd,h = os.open(self.tmp, os.O_WRONLY|os.O_TMPFILE, 0o666),hashlib.sha256() if row.move else None
+    try:
+        s = _pour(row, fd, h)
+        if (mode := stat.S_IMODE(s.st_mode))!=0o666&self.mask: os.fchmod(fd, mode)
+        os.utime(fd, ns=(s.st_atime_ns, s.st_mtime_ns))
+        _check_copy(f'/proc/self/fd/{fd}', h)
+        _publish(fd, to)
+    except OSError as e:
+        if e.errno not in _NO_LINKS: raise
+        self.mask = None
+    finally: os.close(fd)
+    return self.mask is not None
+
+@patch
+def _named(self:_Placer, row, to):
+    "Copy to a temporary name, then publish"
     self.i += 1
     tmp,h = os.path.join(self.tmp, str(self.i)),hashlib.sha256() if row.move else None
     try:
-        _copy(row, tmp, h)
-        if h and _digest(tmp)!=h.digest(): raise OSError(errno.EIO, 'what was written is not what was read', tmp)
+        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os,'O_BINARY',0), 0o666)
+        try: s = _pour(row, fd, h)
+        finally: os.close(fd)
+        _like(tmp, s)
+        _check_copy(tmp, h)
         _publish(tmp, to)
     except BaseException:
         with suppress(FileNotFoundError): os.unlink(tmp)
         raise
+
+@patch
+def _copied(self:_Placer, row, to):
+    "Copy, and for a move remove the source"
+    if self.mask is None or not self._unnamed(row, to): self._named(row, to)
     if not row.move: return
     if hasattr(os, 'O_DIRECTORY'):
         fd = os.open(os.path.dirname(to), os.O_RDONLY|os.O_DIRECTORY)
         try: os.fsync(fd) # the new name must be on the disk before the old one goes
         finally: os.close(fd)
     self._remove(row, to)
+
 
 # %% ../nbs/12_sort.ipynb #c18e9125
 @patch
@@ -728,6 +773,8 @@ class _Run:
         self.move,self.recursive,self.min_confidence,self.per_finding,self.duplicates,self.dry = move,recursive,min_confidence,per_finding,duplicates,dry
         self.placer,self.free,self.late = _Placer(dst),_Names(dst),[]
         self.now,self.notes,self.total = [],{},0 # the rows being placed; what could not be done about rows that are placed; files with something to do
+        self.flight,self.keep = {},2**26//(pred.batch_size*(DEPTH+2)) # files that are being read, by path; how long one may be so that its bytes are kept: all of them have 64 MiB
+        self.hands,self.hand,self.halt = ThreadPoolExecutor(1, 'place'),None,threading.Event() # the thread that places, what it is at, and what stops it
 
     def other(self, path, status, error, row=None):
         "Note a file that stays where it is"
@@ -817,56 +864,75 @@ def rename(self:_Run, row):
     row.dest,row.entries = self.free.free(row.dest.split('/')[0], os.path.basename(row.path)),None
 
 @patch
-def decide(self:_Run, found, preds):
-    "Decisions for a batch of files with their predictions"
+def decide(self:_Run, rows, preds):
+    "Complete a batch of rows by what their predictions say"
     probs = np.stack([o.probabilities for o in preds])
-    rows = _numbers([_Row(*f[:3], label, p.tobytes(), False, '', self.move) for f,label,p in zip(found, self.task.decide(self.pred, probs), probs)])
-    first = {}
-    for r in rows:
+    for r,label,p in zip(rows, self.task.decide(self.pred, probs), probs): r.label,r.probs,r.move = label,p.tobytes(),self.move
+    first = self.table.firsts([r.sha for r in rows])
+    for r in _numbers(rows):
         r.review = self.min_confidence is not None and r.p[r.label]<self.min_confidence
         r.dest = self.free.free(REVIEW if r.review else self.task.folder(r.label), os.path.basename(r.path))
-        _fingerprint(r)
-        r.same = r.sha and (first.get(r.sha) or self.table.first(r.sha))
-        if r.sha: first.setdefault(r.sha, r.same or r.path)
-        r.same = r.same or ''
+        if not r.sha: r.why = CHANGED # nobody knows what was decoded
+        else:
+            r.same = first.get(r.sha, '')
+            first.setdefault(r.sha, r.path)
     return rows
 
 @patch
-def first(self:_Table, sha):
-    "The path of the first file with these bytes, or None"
-    c = self('SELECT key FROM row WHERE sha=? ORDER BY n LIMIT 1', sha).fetchone()
-    return c and _path(c[0])
+def firsts(self:_Table, shas):
+    "sha256 -> the path of the first file with these bytes, where there is one"
+    res = {}
+    for o in chunked(shas, 500): # SQLite takes no more than 999 at once everywhere
+        res |= {a:_path(b) for a,b in self(f'SELECT sha,key FROM row WHERE sha IN ({",".join("?"*len(o))}) ORDER BY n DESC', *o)}
+    return res
+
 
 # %% ../nbs/12_sort.ipynb #ed0d7a38
 @patch
 def place(self:_Run, rows):
-    "Write decisions down, carry them out, and write down that it's done"
-    self.now = rows
+    "Write decisions down, and have them carried out in a thread of its own as soon as those before are"
     self.journal.plan(rows, sync=self.move)
-    try:
-        for r in rows:
-            try: self._place(r)
-            except _FileError as e: self.other(r.path, 'skipped', str(e), r)
-        self.enter(rows)
-    finally: self.journal.finish([r for r in rows if r.done])
+    self.placed()
+    if self.duplicates=='link':
+        for r in rows: r.twin = self._twin(r) if r.same and not r.done else ''
+    self.now,self.hand = rows,self.hands.submit(self._bring, rows)
+
+@patch
+def _bring(self:_Run, rows):
+    "Bring files to their places, and note in its row where one can't be"
+    self.placer.there.clear()
+    for r in rows:
+        if self.halt.is_set(): return
+        if r.done or r.why: continue
+        if self.dry: r.done = True; continue
+        try: self.placer.place(r)
+        except FileExistsError: r.taken = True
+        except _FileError as e: r.why = str(e)
+
 
 # %% ../nbs/12_sort.ipynb #3fec8a26
 @patch
-def _place(self:_Run, row):
-    "Place a file, under another name if need be"
-    if self.dry: row.done = True
-    if self.duplicates=='link' and row.same and not row.done: row.twin = self._twin(row)
-    while not row.done:
-        try: self.placer.place(row)
-        except FileExistsError:
-            self.rename(row)
-            self.journal.plan([row])
+def placed(self:_Run):
+    "Wait until the batch that was begun is placed, and write down that it is"
+    if not self.hand: return
+    self.hand.result()
+    for r in self.now:
+        while r.taken: # another name, then
+            r.taken = False
+            self.rename(r)
+            self.journal.plan([r])
+            self._bring([r])
+        if r.why: self.other(r.path, 'skipped', r.why, r)
+    self.enter(self.now)
+    self.journal.finish([r for r in self.now if r.done])
+    self.now,self.hand = [],None
 
 @patch
 def _twin(self:_Run, row):
     "Where the first file with the same bytes was placed, or ''"
     c = self.table('SELECT dest FROM row WHERE sha=? AND n<? ORDER BY n LIMIT 1', row.sha, row.n).fetchone()
     return os.path.join(self.dst, *_s(c[0]).split('/')) if c else ''
+
 
 # %% ../nbs/12_sort.ipynb #d06e50af
 @patch
@@ -877,33 +943,48 @@ def fresh(self:_Run):
         elif not (self.table.earlier and self.table.find(o)): yield o
 
 @patch
+def load(self:_Run, path, *args, **kw):
+    "`load_image` in a decoding thread: what is decoded, digested and (if it is little) copied are bytes that were read once"
+    row = self.flight[path]
+    res = load_image(path, *args, read=lambda _: _fingerprint(row, self.keep) if row.size<=SMALL else None, **kw)
+    if row.size>SMALL: _fingerprint(row)
+    return res
+
+@patch
 def work(self:_Run, bar):
     "Finish what earlier runs began, then everything new"
     for rows in self.table.batches('current AND again'):
         self.place(_numbers([o for o in rows if self.resume(o)]))
+        self.placed()
         bar.add(len(rows))
     for part in chunked(self.late, 64):
         self.enter(list(self.table.rows(f'n IN ({",".join(map(str, part))})')))
         bar.add(len(part))
-    flight = deque()
     def paths():
         for o in self.fresh():
-            flight.append(o)
+            self.flight[o.path] = _Row(*o[:3])
             yield o.path
-    with closing(self.pred.predict(paths())) as preds:
+    with closing(self.pred.predict(paths(), self.load)) as preds:
         while batch := list(islice(preds, self.pred.batch_size)):
-            pairs = [(flight.popleft(),o) for o in batch]
-            for f,o in pairs:
-                if o.error: self.other(f.path, 'unreadable', o.error.reason)
+            pairs = [(self.flight.pop(o.path),o) for o in batch]
+            for r,o in pairs:
+                if o.error: self.other(r.path, 'unreadable', o.error.reason)
             if good := [o for o in pairs if not o[1].error]: self.place(self.decide(*zip(*good)))
             bar.add(len(batch))
+        self.placed()
+
 
 # %% ../nbs/12_sort.ipynb #d8309f1c
 @patch
 def stopped(self:_Run):
-    "Note what was placed by a batch that was stopped before it was noted"
+    "End the thread that places; note what it had done of a batch that was not noted"
+    self.halt.set()
+    self.hands.shutdown()
     stayed = {n for n, in self.table('SELECT n FROM other WHERE n IS NOT NULL')}
-    if not self.dry: self.table.mark('done', [(1,r.n) for r in self.now if r.n>=0 and r.n not in stayed and (r.done or self.placer.holds(r))])
+    for r in self.now:
+        if r.why and r.n not in stayed: self.other(r.path, 'skipped', r.why, r)
+    def done(r): return r.done or not (r.why or r.taken or self.dry) and self.placer.holds(r)
+    self.table.mark('done', [(1,r.n) for r in self.now if r.n not in stayed and done(r)])
     self.now = []
 
 @patch

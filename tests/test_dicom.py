@@ -344,7 +344,7 @@ def test_only_the_frame_is_read(tmp_path, monkeypatch):
             n = super().readinto(b)
             read.append(n or 0)
             return n
-    monkeypatch.setattr(images, '_open_file', lambda path: io.BufferedReader(Counted(path), 4096))
+    monkeypatch.setattr(images, '_open_file', lambda path, read: io.BufferedReader(Counted(path), 4096))
     for path in (make(tmp_path/'a', a), make(tmp_path/'b', small, uid.RLELossless, code=[pydicom.pixels.encoders.RLELosslessEncoder.encode(o, rows=64, columns=64, samples_per_pixel=1,
             number_of_frames=1, bits_allocated=16, bits_stored=16, photometric_interpretation='MONOCHROME2', pixel_representation=0) for o in small])):
         read.clear()

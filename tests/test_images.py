@@ -427,7 +427,7 @@ def test_system_errors_are_not_called_damage(put, monkeypatch):
     class Failing(io.BytesIO):
         def read(self, *args): raise OSError(5, 'Input/output error')
     path = put(FILES['png'])
-    monkeypatch.setattr(images, '_open_file', lambda p: Failing())
+    monkeypatch.setattr(images, '_open_file', lambda p, read: Failing())
     with pytest.raises(ImageError, match='Input/output error') as e: open_image(path)
     assert type(e.value) is ImageError
 
@@ -531,7 +531,7 @@ def both(monkeypatch):
         used.append((a := real(*args)) is not None)
         return a
     def outcome(b, kw, decoder):
-        monkeypatch.setattr(images, '_open_file', lambda path: io.BytesIO(b))
+        monkeypatch.setattr(images, '_open_file', lambda path, read: io.BytesIO(b))
         monkeypatch.setattr(images, '_small_jpeg', decoder)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # Pillow warns of damaged EXIF

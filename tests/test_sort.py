@@ -3,6 +3,7 @@
 Run as a script it is one half of the crash test, which forks and so wants a process without threads: `python test_sort.py crash learner folder copy|move`.
 """
 import errno, hashlib, json, os, random, shutil, socket, subprocess, sys, threading, time
+from contextlib import suppress
 from pathlib import Path
 import pytest
 from mednist_fastai import sort
@@ -108,7 +109,7 @@ def test_second_run_does_what_is_missing(src, run, tmp_path, phantom_files, monk
     gone.unlink()
     shutil.copyfile(phantom_files[1], src/'new.png')
     before,asked,real = tree(tmp_path/'dst'),[],sort.Predictor.predict
-    def predict(self, paths): return real(self, (asked.append(o) or o for o in paths))
+    def predict(self, paths, load=None): return real(self, (asked.append(o) or o for o in paths), load)
     monkeypatch.setattr(sort.Predictor, 'predict', predict)
     again = run()
     after = tree(tmp_path/'dst')
@@ -521,7 +522,7 @@ def test_ctrl_c(src, run, tmp_path, monkeypatch):
         monkeypatch.setattr(sort._Placer, 'place', place)
         with pytest.raises(KeyboardInterrupt): run(dst=dst)
         monkeypatch.undo()
-        assert not [t for t in threading.enumerate() if t.name.startswith(('decode','network'))]
+        assert not [t for t in threading.enumerate() if t.name.startswith(('decode','network','place'))]
         df = read_report(dst)
         assert len(df)==(20 if stop=='before' else 21) and sorted(df.destination)==sorted(str(o) for o in dst.glob('*/*.png'))
         df = run(dst=dst)
@@ -533,11 +534,12 @@ class Stub:
     "Stands in for `Predictor` where only the placing is tested: a label from the bytes of the file"
     batch_size = 4
     def __init__(self, lf, *args): self.labels = lf.labels
-    def predict(self, paths):
+    def predict(self, paths, load):
         import numpy as np
-        from mednist_fastai.images import NotAnImageError
+        from mednist_fastai.images import ImageError, NotAnImageError
         from mednist_fastai.infer import Prediction
         for f in paths:
+            with suppress(ImageError): load(f, 64) # reads it for its copy, whatever is in it
             h = hashlib.sha256(Path(f).read_bytes()).digest()
             p = np.full(6, .02, np.float32)
             p[h[0]%3] = .9 if h[1]%4 else .7
@@ -562,7 +564,7 @@ def in_child(src, dst, lf, move, die=0, stub=Stub, **kw):
                 self.f.flush()
                 os._exit(9)
             real(self, lines)
-        for o in 'link','unlink','replace','utime','chmod','mkdir': setattr(os, o, dies(getattr(os, o)))
+        for o in 'link','unlink','replace','utime','chmod','fchmod','mkdir': setattr(os, o, dies(getattr(os, o)))
         sort._Journal._write,sort.Predictor = write,stub
         code = 1
         try:
