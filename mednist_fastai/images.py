@@ -634,15 +634,34 @@ def _plain_size(b):
     end = _scan_end.search(b, i)
     return res if end and end.start()==len(b)-2 else no
 
-def _small_jpeg(b, mode, size):
+def _small_jpeg(b, mode, size, seen=None):
     "The pixels of file `b` at full size, (H,W) or (H,W,3), if it is a plain and whole JPEG; else None"
     if len(b)>2**16: return # there both take the same time
     h,w,n = _plain_size(b)
     if n not in (1,3) or not 0<w*h<=MAX_PIXELS or max(w, h)>_max_side or (size and min(w, h)>=4*size) or b[128:132]==b'DICM': return
     try:
         import imagecodecs
-        return imagecodecs.jpeg8_decode(b, outcolorspace=None if n==1 and mode=='L' else 'GRAYSCALE' if mode=='L' else 'RGB')
+        a = imagecodecs.jpeg8_decode(b, outcolorspace=None if n==1 and mode=='L' else 'GRAYSCALE' if mode=='L' else 'RGB')
+        if seen is not None: seen.update(size=(w,h), chroma=0. if n==1 else _chroma(a if mode=='RGB' else imagecodecs.jpeg8_decode(b, outcolorspace='RGB')))
+        return a
     except (ImportError, RuntimeError): return # Pillow will say what is wrong
+
+# %% ../nbs/00_images.ipynb #22158122
+def _chroma(a):
+    "Mean chroma of pixels (H,W) or (H,W,3), 0 to 1"
+    if a.ndim==2: return 0.
+    a = a[::max(1, len(a)//32),::max(1, a.shape[1]//32)].astype(np.int16)
+    return float((a.max(-1)-a.min(-1)).mean()/255)
+
+def _note(seen, size, im, f=None):
+    "Note size and chroma of a picture; where `f` is given it is that of a JPEG in colour of which `im` has the grey"
+    if seen is None: return
+    if f is not None:
+        f.seek(0)
+        im = Image.open(f)
+        im.draft('RGB', (64,64))
+    grey = im.mode in ('L','1') or im.mode[0] in 'IF'
+    seen.update(size=tuple(size), chroma=0. if grey else _chroma(np.asarray(im.resize((32,32), Image.Resampling.NEAREST).convert('RGB'))))
 
 # %% ../nbs/00_images.ipynb #665251a9
 def _to_8bit(im, f, path):
@@ -656,26 +675,32 @@ def _to_8bit(im, f, path):
     return _on_black(im)
 
 # %% ../nbs/00_images.ipynb #9668edaf
-def _decode(f, path, mode, size, window, frame):
+def _decode(f, path, mode, size, window, frame, seen=None):
     "The picture in open file `f`, upright: a picture, or an array where that is quicker"
-    if isinstance(f, io.BytesIO) and (a := _small_jpeg(f.getvalue(), mode, size)) is not None: return a
+    if isinstance(f, io.BytesIO) and (a := _small_jpeg(f.getvalue(), mode, size, seen)) is not None: return a
     dicom = _is_dicom(f.read(1024))
     f.seek(0)
-    if dicom: return _open_dicom(f, path, window, frame).convert(mode)
+    if dicom:
+        res = _open_dicom(f, path, window, frame)
+        _note(seen, res.size, res)
+        return res.convert(mode)
     im = _identify(f, path)
+    was,shape = im.mode,im.size
     im.draft(mode, (2*size, 2*size) if size else None) # does something for JPEG only
-    res = _to_8bit(im, f, path).convert(mode)
+    res = _to_8bit(im, f, path)
+    _note(seen, shape, res, f if (was,res.mode)==('RGB','L') else None)
+    res = res.convert(mode)
     if im.format=='PNG': _check_rows(im, f)
     turn = _turn(im)
     if turn is not None: res = res.transpose(turn)
     res.info = {} # the orientation is done with
     return res
 
-def _read_image(path, mode, size, window, frame, read=None):
+def _read_image(path, mode, size, window, frame, read=None, seen=None):
     "What `_decode` gives for the file `path`; raises an `ImageError`"
     if mode not in ('L', 'RGB'): raise ValueError(f"mode is 'L' or 'RGB', not {mode!r}")
     _check_choices(window, frame)
-    with _typed_errors(path), _open_file(path, read) as f: return _decode(f, path, mode, size, window, frame)
+    with _typed_errors(path), _open_file(path, read) as f: return _decode(f, path, mode, size, window, frame, seen)
 
 # %% ../nbs/00_images.ipynb #152650d3
 def open_image(
@@ -717,9 +742,10 @@ def load_image(
     window:int|str|tuple|None=None, # DICOM only: see `open_image`
     frame:int|None=None, # DICOM only: see `open_image`
     read=None, # From the path to the bytes of a small file, for a caller that needs them too; empty or None: it is opened as ever
+    seen:dict=None, # Filled with what the picture was: `size` (width, height) and `chroma` (0 grey to 1)
 )->np.ndarray: # uint8, (size,size) or (size,size,3), writable
     "The pixels of a file, for training, cache and inference alike; raises an `ImageError`"
-    im = _read_image(path, mode, size, window, frame, read)
+    im = _read_image(path, mode, size, window, frame, read, seen)
     if isinstance(im, np.ndarray):
         if im.shape[:2]==(size,size) and method in _methods: return im
         im = Image.fromarray(im)

@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from .images import ImageError, _check_choices, load_image
 from .engines import STREAMS, EngineError, OnnxRuntime, OpenVino, cores, supported
-from .learner import INT8, LearnerFormatError, graph_module, open_learner
+from .strangers import StrangerError, image_flags, load_strangers
+from .learner import INT8, STRANGERS, LearnerFormatError, graph_module, open_learner
 
 # %% ../nbs/10_infer.ipynb #14b0410c
 class Prediction(NamedTuple):
@@ -25,6 +26,8 @@ class Prediction(NamedTuple):
     probabilities: np.ndarray|None # float32 (K,), in the order of the learner's labels
     embedding: np.ndarray|None # float32 (D,), the features before the last layer
     error: ImageError|None # Why the file has no prediction
+    stranger: float|None=None # How strange the image is; None where the learner has no score for that
+    flags: tuple=() # What is wrong with the picture, of `FLAGS`
 
 # %% ../nbs/10_infer.ipynb #be0865eb
 class DeviceError(EngineError): "The device that was asked for can't be used; the message says what to install"
@@ -84,6 +87,12 @@ def _open_engine(lf, device, precision):
     return _open_cpu(lf, precision)
 
 # %% ../nbs/10_infer.ipynb #6050df7a
+def _open_strangers(lf):
+    "The fitted score of a learner, or None"
+    if lf.stranger_threshold is None: return
+    try: return load_strangers(lf.path/STRANGERS)
+    except StrangerError as e: raise LearnerFormatError(lf.path, str(e)) from e
+
 class Predictor:
     "Runs a learner folder on image files; open it once, use it for any number of calls"
     def __init__(self,
@@ -102,6 +111,7 @@ class Predictor:
         self.workers = workers or min(8, cores())
         self.batch_size = batch_size or max(1, min(64, 2**20//self.learner.size**2))
         self.engine = _open_engine(self.learner, device, precision)
+        self.strangers = _open_strangers(self.learner)
 
     @property
     def device(self): "'cpu' or 'cuda'"; return self.engine.device
@@ -121,6 +131,17 @@ def forward(self:Predictor,
     "The network on a batch of pixels"
     return self.engine.runner()[0](x)
 
+# %% ../nbs/10_infer.ipynb #812e651b
+@patch
+def judge(self:Predictor,
+    probs:np.ndarray, # float32 (N,K), from `forward`
+    emb:np.ndarray, # float32 (N,D), from `forward`
+    x:np.ndarray, # uint8 (N,C,H,W)
+    seen:list=None, # What `load_image` noted of each file
+)->tuple: # scores (N,), or None where the learner has none; N tuples of flags
+    "How strange each image is, and what is wrong with it"
+    return (None if self.strangers is None else self.strangers.score(probs, emb)), image_flags(x, seen)
+
 # %% ../nbs/10_infer.ipynb #cc11f578
 DEPTH = STREAMS+2 # batches in flight: two in the network, one ready, one being decoded
 
@@ -128,13 +149,13 @@ class _Batch:
     "Files on their way to the network"
     def __init__(self, paths, lf, load=None, **choices):
         self.paths,self.lf,self.load,self.choices,self.errors = paths,lf,load or load_image,choices,{} # choices: window and frame
-        self.x = np.empty((len(paths),lf.channels,lf.size,lf.size), np.uint8)
+        self.x,self.seen = np.empty((len(paths),lf.channels,lf.size,lf.size), np.uint8),[{} for _ in paths]
 
     def decode(self, rows, stop):
         "Fill `rows` with pixels, or with the reason why not"
         for i in rows:
             if stop.is_set(): return
-            try: im = self.load(self.paths[i], self.lf.size, method=self.lf.method, mode=self.lf.mode, **self.choices)
+            try: im = self.load(self.paths[i], self.lf.size, method=self.lf.method, mode=self.lf.mode, seen=self.seen[i], **self.choices)
             except ImageError as e: self.errors[i] = e
             # a decoder's own bug or a full memory costs one file too, never the run
             except Exception as e: self.errors[i] = ImageError(self.paths[i], f'{type(e).__name__}: {e}')
@@ -142,12 +163,19 @@ class _Batch:
 
 # %% ../nbs/10_infer.ipynb #aa215d2a
 @patch
-def run(self:_Batch, forward, parts):
+def run(self:_Batch, forward, judge, parts):
     "Wait until `parts` have decoded the batch, then run the network on the rows that hold an image"
     for p in parts: p.result()
-    ok = [i for i in range(len(self.paths)) if i not in self.errors]
-    out = dict(zip(ok, zip(*forward(self.x if len(ok)==len(self.x) else self.x[ok])))) if ok else {}
-    return [Prediction(p, *out.get(i, (None,None)), self.errors.get(i)) for i,p in enumerate(self.paths)]
+    n = len(self.paths)
+    ok = [i for i in range(n) if i not in self.errors]
+    out = dict.fromkeys(self.errors, (None,None)),dict.fromkeys(self.errors, (None,()))
+    if ok:
+        x = self.x if len(ok)==n else self.x[ok]
+        probs,emb = forward(x)
+        scores,flags = judge(probs, emb, x, [self.seen[i] for i in ok])
+        out[0].update(zip(ok, zip(probs, emb)))
+        out[1].update(zip(ok, zip([None]*len(ok) if scores is None else scores.tolist(), flags)))
+    return [Prediction(p, *out[0][i], self.errors.get(i), *out[1][i]) for i,p in enumerate(self.paths)]
 
 # %% ../nbs/10_infer.ipynb #2054ef0a
 @patch
@@ -160,7 +188,7 @@ def predict(self:Predictor,
     decoders,net,free = ThreadPoolExecutor(self.workers, 'decode'),ThreadPoolExecutor(STREAMS, 'network'),[r for r,_ in runners]
     def run(b, parts):
         r = free.pop() # never empty: there are as many as threads
-        try: return b.run(r, parts)
+        try: return b.run(r, self.judge, parts)
         finally: free.append(r)
     part = max(1, min(16, self.batch_size//self.workers)) # files a task: few enough that all threads share a batch
     def fill():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'FLAGS', 'TINY', 'VIVID', 'StrangerError', 'Strangers', 'fit_strangers', 'stranger_threshold',
-           'image_flags', 'save_strangers', 'load_strangers']
+           'image_flags', 'confidence', 'save_strangers', 'load_strangers']
 
 # %% ../nbs/08b_strangers.ipynb #d47b3c5c
 from dataclasses import dataclass
@@ -144,6 +144,15 @@ def image_flags(
     found['colour'] = [o.get('chroma', 0)>VIVID and x.shape[1]==1 for o in seen]
     rows = np.stack([found[o] for o in FLAGS], 1)
     return [tuple(FLAGS[i] for i in np.flatnonzero(r)) for r in rows] if rows.any() else [()]*len(x)
+
+# %% ../nbs/08b_strangers.ipynb #b728f276
+def confidence(
+    probs, # Probabilities (N,K)
+    thresholds=None, # (K,), of several findings
+)->np.ndarray: # (N,)
+    "How sure the answer about each image is"
+    p = np.asarray(probs)
+    return p.max(1) if thresholds is None else np.where(p>=thresholds, p, 1-p).min(1)
 
 # %% ../nbs/08b_strangers.ipynb #7f5e126b
 def save_strangers(s:Strangers, file):
