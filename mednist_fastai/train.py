@@ -133,14 +133,17 @@ class OutlierExposure(torch.nn.Module):
     def __init__(self,
         weight:float=.5, # Of the images without a class
         smoothing:float=0., # Label smoothing of those with one
+        reduction:str='mean', # 'mean': each kind by its own number of images; 'none' for (N,)
     ):
         super().__init__()
         store_attr()
     def forward(self, x, y):
         x,y = (torch.Tensor.as_subclass(o, torch.Tensor) for o in (x,y))
-        no,zero = y==x.shape[1],x.sum()*0
-        known = F.cross_entropy(x[~no], y[~no], label_smoothing=self.smoothing) if (~no).any() else zero
-        return known + self.weight*(-x[no].log_softmax(1).mean() if no.any() else zero)
+        no = y==x.shape[1]
+        known = F.cross_entropy(x, y.masked_fill(no, 0), label_smoothing=self.smoothing, reduction='none').masked_fill(no, 0)
+        spread = self.weight*-x.log_softmax(1).mean(1)*no
+        if self.reduction=='none': return known+spread
+        return known.sum()/(~no).sum().clamp(min=1) + spread.sum()/no.sum().clamp(min=1)
     def activation(self, x): return x.softmax(-1)
     def decodes(self, x): return x.argmax(-1)
 
@@ -283,7 +286,8 @@ def _strangers(recipe, df, parts):
     "Indexes of the images of no class, train rows only: those of `parts`, and outliers made from `df`"
     found = [o[o.split=='train'].assign(label=STRANGER, source='stranger/'+o.source[o.split=='train']) for o in parts]
     if 'outliers' in recipe.strangers.split('+'):
-        rows = df[(df.split=='train') & (df.source!='phantom')]
+        real = df.source!='phantom'
+        rows = df[(df.split=='train') & (real | (not real.any()))]
         made = make_outliers(fastai_folder()/f'mednist_fastai-outliers-{OUTLIERS}-{index_digest(rows)[:12]}', rows, n=OUTLIERS)
         found.append(made.assign(split='train'))
     return [o for o in found if len(o)]
