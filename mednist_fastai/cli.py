@@ -162,7 +162,9 @@ def mednist_sort(
     learner:str=None, # Learner folder, as `mednist-train` saves it; the one in the package where it is left out
     move:store_true=False, # Move the files instead of copying them
     flat:store_true=False, # Leave subfolders alone
-    min_confidence:float=None, # Files below this probability go to DST/_review (one class a file only)
+    min_confidence:float=None, # Files below this confidence go to DST/_review; where it is left out, what the learner says; 0 for none
+    risk:float=None, # Instead: share of the sorted files that may be wrong, such as 0.01; the learner knows the confidence that keeps it
+    strangers:str='review', # review, or sort: images of no known class are put into a class all the same
     per_finding:str=None, # link or copy: also a folder for each finding (learners of many findings only)
     window:str=None, # DICOM: lung, 'soft tissue', brain, bone, the number of a stored window, or CENTRE,WIDTH
     frame:int=None, # DICOM: which frame, from 0; the middle one where it is left out
@@ -182,9 +184,11 @@ def mednist_sort(
     _at_least(0, frame=frame)
     _one_of(['link','copy'], per_finding=per_finding)
     _one_of(['keep','link'], duplicates=duplicates)
+    _one_of(['review','sort'], strangers=strangers)
     _one_of(['csv','jsonl','parquet'], report=report)
     _one_of(['float32','bfloat16','int8'], precision=precision)
-    how = dict(per_finding=per_finding, window=_window(window), frame=frame, precision=precision, report=report, duplicates=duplicates, dry_run=dry_run)
+    how = dict(per_finding=per_finding, window=_window(window), frame=frame, precision=precision, report=report, duplicates=duplicates, dry_run=dry_run,
+               risk=risk, strangers=strangers)
     counts = _sort_folder(src, dst, learner, move=move, recursive=not flat, min_confidence=min_confidence, batch_size=batch_size,
                           workers=workers, device=device, progress=not quiet, **how)
     n,left = (sum(v['all'] for k,v in counts.items() if k in which) for which in (counts,('unreadable','skipped')))

@@ -20,8 +20,9 @@ from .train import Recipe, finding_scores, fit_svm, recipe_index, sources_index,
 from .interpret import (LearnerInterpretation, accuracy_dict, confusion_figure, findings_confusion, findings_figure, findings_report,
                                       findings_table, images_figure, report_table, roc_figure, wilson)
 from .trust import THRESHOLD_RULES, fit_thresholds, thresholds_rule
-from .learner import add_metrics, open_learner, save_learner, save_sklearn, set_thresholds
+from .learner import add_metrics, add_precisions, open_learner, save_learner, save_sklearn, set_thresholds
 from .infer import predict_files
+from .assure import fit_trust
 
 # %% ../nbs/11_evaluate.ipynb #49454b9e
 @dataclass
@@ -380,9 +381,15 @@ def _also(record, out, also, root):
 def _fit(recipe, df, out, bar):
     learn,record = train(recipe, df, path=out, bar=bar)
     pictures(learn, out)
-    save_learner(learn, out/'learner', record, name=recipe.name)
+    save_learner(learn, out/'learner', record, name=recipe.name, precisions=())
     if recipe.task=='multi_label': record['thresholds'] = _choose_thresholds(recipe, df, out)
+    record['trust'] = _assured(df, out)
+    add_precisions(out/'learner', df) # with the temperature in its graph
     return record
+
+def _assured(df, out):
+    lf = fit_trust(out/'learner', df)
+    return dict(lf.info['trust'], temperature=lf.info['temperature'])
 
 def _choose_thresholds(recipe, df, out):
     "Fit thresholds on what the saved learner says of the validation images, and store them with it"
@@ -396,6 +403,7 @@ def _fit_svm(recipe, df, out):
     svm,record = fit_svm(recipe, df)
     p = dict(size=recipe.size, method=recipe.method, mode=recipe.mode)
     save_sklearn(svm, out/'learner', svm.classes_.tolist(), p, df, record, name=recipe.name)
+    record['trust'] = _assured(df, out)
     return record
 
 # %% ../nbs/11_evaluate.ipynb #ac2fb584

@@ -112,8 +112,8 @@ def min_confidence(self:LearnerFolder,
 ): # A confidence, or None where the learner has no such table
     "The confidence that keeps a risk; raises `LearnerFormatError` where validation could not promise one so small"
     t = _trust(self.config).get('risks') or {}
-    if not t.get('table') and risk is None: return None
-    if risk is None: risk = t['default']
+    if risk is None: risk = t.get('default')
+    if risk is None: return None
     ok = [c for r,c in t.get('table', []) if c is not None and r<=risk]
     if ok: return min(ok)
     have = ', '.join(f'{r:g}' for r,c in t.get('table', []) if c is not None)
@@ -405,7 +405,7 @@ def _card_trust(config):
     out += ['', *(f'- {k}: {v}' for k,v in t['measured'].items()), '']
     if not t['risks']['table']: return out
     rows = [f'| {r:g} | {"not to be promised with these images" if c is None else f"{c:.4g}"} |' for r,c in t['risks']['table']]
-    return out + ['| share of the sorted files that may be wrong | confidence that keeps it |', '|---|---|', *rows, '', f'The default is {t["risks"]["default"]}.', '']
+    return out + ['| share of the sorted files that may be wrong | confidence that keeps it |', '|---|---|', *rows, '', f'The default is {t["risks"]["default"]:g}.' if t['risks']['default'] else 'None can be promised, so by default files are sorted whatever their confidence.', '']
 
 # %% ../nbs/09_learner.ipynb #32690218
 def percent(x:float)->str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import chunked, patch
 from .images import load_image
+from .strangers import confidence
 from .infer import DEPTH, Predictor
 from .learner import open_learner
 
@@ -120,12 +121,14 @@ class _Classes:
     def told(self, row): return self.labels[row.label],row.p[row.label]
     def counted(self, label): return [self.labels[label]]
     def decisions(self, row): return []
+    def sure(self, probs): return confidence(probs)
+    def second(self, row): return max(((p,o) for i,(p,o) in enumerate(zip(row.p, self.labels)) if i!=row.label), default=('',''))[::-1]
 
 # %% ../nbs/12_sort.ipynb #f6ec0ad7
 class _Findings(_Classes):
     "Any number of findings a file"
     def __init__(self, lf):
-        self.labels = lf.labels
+        self.labels,self.thresholds = lf.labels,lf.thresholds
         self.names = folder_names([o for o in lf.labels if _key(o)!=_key(NO_FINDING)], (FINDING, NO_FINDING))
     @property
     def folders(self): return [FINDING, NO_FINDING, *self.names.values()]
@@ -138,6 +141,8 @@ class _Findings(_Classes):
         return '|'.join(self.labels[i] for i in found) or NO_FINDING, _floats(np.float32(sure).tobytes())[0][0]
     def counted(self, label): return [self.labels[i] for i in self.found(label)] or [NO_FINDING]
     def decisions(self, row): return [int(i in row.label) for i in range(len(self.labels))]
+    def sure(self, probs): return confidence(probs, self.thresholds)
+    def second(self, row): return '',''
 
 # %% ../nbs/12_sort.ipynb #6fcd88b4
 @dataclass(slots=True)
@@ -150,6 +155,7 @@ class _Row:
     n: int=-1; done: bool=False
     entries: list|None=None # its places in folders of findings, None where none were asked for yet
     p: list|None=None; data: bytes|None=None; twin: str='' # the probabilities as numbers; the bytes of a small file; what it may be linked to
+    stranger: float|None=None; doubts: str='' # how strange it is to the learner; the reasons for a review, joined by |
     taken: bool=False; why: str='' # what came of placing it: its name is taken; the reason why it stays
 
 def _floats(b, k=1):
@@ -165,11 +171,11 @@ def _numbers(rows):
 # %% ../nbs/12_sort.ipynb #28d725bb
 _SCHEMA = '''PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-8000;
 CREATE TABLE row(n INTEGER PRIMARY KEY, key BLOB, size INT, mtime INT, label, probs BLOB, review INT, dest BLOB, move INT, sha BLOB, same BLOB,
-    done INT, entries TEXT, current INT DEFAULT 1, seen INT DEFAULT 0, again INT DEFAULT 0);
+    done INT, entries TEXT, stranger REAL, doubts TEXT, current INT DEFAULT 1, seen INT DEFAULT 0, again INT DEFAULT 0);
 CREATE TABLE other(key BLOB, status TEXT, why TEXT, n INT);
 CREATE INDEX by_key ON row(key); CREATE INDEX by_sha ON row(sha);
 BEGIN;''' # and never an end: nobody else reads it
-_COLUMNS = 'key,size,mtime,label,probs,review,dest,move,sha,same,n,done,entries'
+_COLUMNS = 'key,size,mtime,label,probs,review,dest,move,sha,same,n,done,entries,stranger,doubts'
 
 def _b(s): return s.encode('utf-8', 'surrogatepass')
 def _s(b): return b.decode('utf-8', 'surrogatepass')
@@ -195,7 +201,7 @@ class _Table:
                 if old.dest==r.dest: r.entries = old.entries
                 self('UPDATE row SET current=0 WHERE n=?', old.n)
             r.n,self.n = self.n,self.n+1
-        self.db.executemany(f'INSERT INTO row({_COLUMNS}) VALUES({",".join("?"*13)})', map(_cells, rows))
+        self.db.executemany(f'INSERT INTO row({_COLUMNS}) VALUES({",".join("?"*15)})', map(_cells, rows))
 
     earlier = False # were there runs before this one?
     def mark(self, column, values): self.db.executemany(f'UPDATE row SET {column}=? WHERE n=?', values)
@@ -204,10 +210,12 @@ class _Table:
 # %% ../nbs/12_sort.ipynb #25bcd29d
 def _cells(r):
     label,entries = r.label if isinstance(r.label, int) else json.dumps(r.label),None if r.entries is None else json.dumps(r.entries)
-    return (_k(r.path), r.size, r.mtime, label, r.probs, int(r.review), _b(r.dest), int(r.move), r.sha, _b(r.same), r.n, int(r.done), entries)
+    return (_k(r.path), r.size, r.mtime, label, r.probs, int(r.review), _b(r.dest), int(r.move), r.sha, _b(r.same),
+            r.n, int(r.done), entries, r.stranger, r.doubts)
 
 def _row(c):
-    return _Row(_path(c[0]), c[1], c[2], _label(c[3]), c[4], bool(c[5]), _s(c[6]), bool(c[7]), c[8], _s(c[9]), c[10], bool(c[11]), c[12] and json.loads(c[12]))
+    return _Row(_path(c[0]), c[1], c[2], _label(c[3]), c[4], bool(c[5]), _s(c[6]), bool(c[7]), c[8], _s(c[9]), c[10],
+                bool(c[11]), c[12] and json.loads(c[12]), stranger=c[13], doubts=c[14])
 
 @patch
 def rows(self:_Table, where, *args):
@@ -261,7 +269,7 @@ def _take(self:_Journal, d, i):
     else:
         at,label,probs = self.head['labels'].index,d['label'],np.float32(d['p']).tobytes()
         label = at(label) if isinstance(label, str) else tuple(map(at, label))
-        self.table.keep([_Row(d['path'], d['size'], d['mtime_ns'], label, probs, d['review'], d['destination'], d['move'], bytes.fromhex(d.get('sha256', '')), d.get('same_as', ''))])
+        self.table.keep([_Row(d['path'], d['size'], d['mtime_ns'], label, probs, d['review'], d['destination'], d['move'], bytes.fromhex(d.get('sha256', '')), d.get('same_as', ''), stranger=d.get('stranger'), doubts=d.get('doubts', ''))])
 
 @patch
 def _mark(self:_Journal, column, values):
@@ -279,6 +287,7 @@ def _same_run(self:_Journal, d):
         raise SortError(f"{to} was sorted by another learner{or_so} ({d['name']}); choose another destination")
     if d['min_confidence']!=self.head['min_confidence']:
         raise SortError(f"{to} was sorted with min_confidence={d['min_confidence']}, not {self.head['min_confidence']}; keep it or choose another destination")
+    if d.get('strangers')!=self.head.get('strangers'): raise SortError(f"{to} was sorted with strangers={'sort' if d.get('strangers') is None else 'review'!r}; keep it or choose another destination")
     for k in 'window','frame': # written only where they are not None
         if d.get(k)!=self.head.get(k): raise SortError(f'{to} was sorted with {k}={d.get(k)}, not {self.head.get(k)}; keep it or choose another destination')
 
@@ -292,7 +301,7 @@ def plan(self:_Journal, rows, sync=False):
     def name(o): return labels[o] if isinstance(o, int) else [labels[i] for i in o]
     def line(r):
         d = dict(path=r.path, size=r.size, mtime_ns=r.mtime, label=name(r.label), p=r.p, review=r.review, destination=r.dest, move=r.move)
-        return d | {k:v for k,v in dict(sha256=r.sha.hex(), same_as=r.same).items() if v}
+        return d | {k:v for k,v in dict(sha256=r.sha.hex(), same_as=r.same, stranger=r.stranger, doubts=r.doubts).items() if v not in ('', None)}
     self._write([line(r) for r in rows])
     if sync: os.fsync(self.f.fileno())
 
@@ -643,14 +652,15 @@ def lacks(self:_Placer, row):
     return any((s := _lstat(os.path.join(self.dst, *o.split('/')))) is None or s.st_size!=row.size for o in row.entries)
 
 # %% ../nbs/12_sort.ipynb #ac6bfbbc
-_TEXT = ['path','label','status','destination','error','same_as']
+_TEXT = ['path','label','second','doubts','status','destination','error','same_as']
 REPORTS = 'csv','jsonl','parquet'
 def _utf8(s):  return s.encode('utf-8', 'backslashreplace').decode()
 def _guard(s): return "'"+s if s[:1] and s[0] in "=+-@\t\r'" else s
 def _unguard(s): return s[1:] if s[:1]=="'" else s
 
 # %% ../nbs/12_sort.ipynb #66662355
-def _columns(labels, decisions): return ['path','label','confidence','status','destination','error','same_as', *(_utf8(f'{k}_{o}') for k in 'pd'[:1+decisions] for o in labels)]
+_BASE = ['path','label','confidence','second','second_confidence','stranger','doubts','status','destination','error','same_as']
+def _columns(labels, decisions): return [*_BASE, *(_utf8(f'{k}_{o}') for k in 'pd'[:1+decisions] for o in labels)]
 
 def _write_csv(tmp, cols, rows):
     with open(tmp, 'w', encoding='utf-8', newline='') as f:
@@ -679,7 +689,7 @@ def _arrow():
 def write_report(
     path, # File to write: .csv, .jsonl or .parquet
     labels, # Class names
-    rows, # (path, label, confidence, status, destination, error, same_as, *probabilities, *decisions), '' for what isn't known
+    rows, # (path, label, confidence, second, second_confidence, stranger, doubts, status, destination, error, same_as, *probabilities, *decisions), '' for what isn't known
     tmp=None, # Written here first; None is `path` with `.tmp` behind
     decisions:bool=False, # Has each label a decision, as those of many findings have?
 ):
@@ -768,9 +778,11 @@ def _destination(dst):
 
 class _Run:
     "One run of `classify_folder`"
-    def __init__(self, src, dst, pred, task, journal, move=False, recursive=True, min_confidence=None, per_finding=None, duplicates='keep', dry=False):
+    def __init__(self, src, dst, pred, task, journal, move=False, recursive=True, min_confidence=None, per_finding=None,
+                 duplicates='keep', dry=False, strangers=None):
         self.src,self.dst,self.pred,self.task,self.journal,self.table = src,dst,pred,task,journal,journal.table
         self.move,self.recursive,self.min_confidence,self.per_finding,self.duplicates,self.dry = move,recursive,min_confidence,per_finding,duplicates,dry
+        self.strangers = strangers # the score above which a file is one, None where none is
         self.placer,self.free,self.late = _Placer(dst),_Names(dst),[]
         self.now,self.notes,self.total = [],{},0 # the rows being placed; what could not be done about rows that are placed; files with something to do
         self.flight,self.keep = {},2**26//(pred.batch_size*(DEPTH+2)) # files that are being read, by path; how long one may be so that its bytes are kept: all of them have 64 MiB
@@ -867,10 +879,12 @@ def rename(self:_Run, row):
 def decide(self:_Run, rows, preds):
     "Complete a batch of rows by what their predictions say"
     probs = np.stack([o.probabilities for o in preds])
-    for r,label,p in zip(rows, self.task.decide(self.pred, probs), probs): r.label,r.probs,r.move = label,p.tobytes(),self.move
+    for r,o,label,p,(sure,) in zip(rows, preds, self.task.decide(self.pred, probs), probs, _floats(self.task.sure(probs).tobytes())):
+        r.label,r.probs,r.move,r.stranger = label,p.tobytes(),self.move,o.stranger
+        r.doubts = '|'.join(self.doubts(sure, o))
     first = self.table.firsts([r.sha for r in rows])
     for r in _numbers(rows):
-        r.review = self.min_confidence is not None and r.p[r.label]<self.min_confidence
+        r.review = bool(r.doubts)
         r.dest = self.free.free(REVIEW if r.review else self.task.folder(r.label), os.path.basename(r.path))
         if not r.sha: r.why = CHANGED # nobody knows what was decoded
         else:
@@ -879,13 +893,19 @@ def decide(self:_Run, rows, preds):
     return rows
 
 @patch
+def doubts(self:_Run, sure, pred):
+    "The reasons to look at a file before it is believed"
+    if self.min_confidence is not None and sure<self.min_confidence: yield 'unsure'
+    if self.strangers is not None and pred.stranger is not None and pred.stranger>self.strangers: yield 'stranger'
+    yield from pred.flags
+
+@patch
 def firsts(self:_Table, shas):
     "sha256 -> the path of the first file with these bytes, where there is one"
     res = {}
     for o in chunked(shas, 500): # SQLite takes no more than 999 at once everywhere
         res |= {a:_path(b) for a,b in self(f'SELECT sha,key FROM row WHERE sha IN ({",".join("?"*len(o))}) ORDER BY n DESC', *o)}
     return res
-
 
 # %% ../nbs/12_sort.ipynb #ed0d7a38
 @patch
@@ -991,15 +1011,15 @@ def stopped(self:_Run):
 def told(self:_Run):
     "The rows of the report, by path"
     sql = f"""SELECT {_COLUMNS},'' AS status,'' AS why FROM row WHERE current AND done AND n NOT IN (SELECT n FROM other WHERE n IS NOT NULL)
-        UNION ALL SELECT o.key,size,mtime,label,probs,review,dest,move,sha,same,ifnull(o.n,-1),done,entries,o.status,o.why FROM other o LEFT JOIN row r ON o.n=r.n ORDER BY key,n"""
+        UNION ALL SELECT o.key,size,mtime,label,probs,review,dest,move,sha,same,ifnull(o.n,-1),done,entries,stranger,doubts,o.status,o.why FROM other o LEFT JOIN row r ON o.n=r.n ORDER BY key,n"""
     multi,blank = isinstance(self.task, _Findings),['']*len(self.task.labels)
     for part in chunked(self.table(sql), 512):
-        rows = [_row(c[:13]) if c[3] is not None else None for c in part]
+        rows = [_row(c[:15]) if c[3] is not None else None for c in part]
         _numbers([o for o in rows if o])
         for c,r in zip(part, rows):
-            label = self.task.told(r) if r else ('','')
-            where = ('',c[14],'') if c[13] else (self.placer.at(r), self.notes.get(r.n, ''), r.same)
-            yield _path(c[0]), *label, c[13] or STATUSES[r.review], *where, *(r.p if r else blank), *((self.task.decisions(r) if r else blank) if multi else ())
+            label = (*self.task.told(r), *self.task.second(r), '' if r.stranger is None else r.stranger, r.doubts) if r else ('',)*6
+            where = ('',c[16],'') if c[15] else (self.placer.at(r), self.notes.get(r.n, ''), r.same)
+            yield _path(c[0]), *label, c[15] or STATUSES[r.review], *where, *(r.p if r else blank), *((self.task.decisions(r) if r else blank) if multi else ())
 
 # %% ../nbs/12_sort.ipynb #23650ea5
 @patch
@@ -1024,7 +1044,10 @@ def counts(self:_Run):
 # %% ../nbs/12_sort.ipynb #28940c38
 def _given(**kw): return {k:v for k,v in kw.items() if v is not None}
 
-def _check_choices(min_confidence, report, duplicates, move):
+def _check_choices(min_confidence, risk, strangers, report, duplicates, move):
+    if min_confidence is not None and risk is not None: raise SortError('min_confidence and risk say the same in two ways; give one of them')
+    if risk is not None and not 0<risk<1: raise SortError(f'risk is {risk}; it is the share of the sorted files that may be wrong, between 0 and 1')
+    if strangers not in ('review','sort'): raise SortError(f"strangers is {strangers!r}; it must be 'review' or 'sort'")
     if min_confidence is not None and not 0<=min_confidence<=1: raise SortError(f'min_confidence is {min_confidence}; it is a probability, from 0 to 1')
     if report not in REPORTS: raise SortError(f'report is {report!r}; it must be one of {", ".join(REPORTS)}')
     if duplicates not in ('keep','link'): raise SortError(f"duplicates is {duplicates!r}; it must be 'keep' or 'link'")
@@ -1040,34 +1063,34 @@ def _state(dst, dry):
         os.makedirs(state, exist_ok=True)
         with _locked(os.path.join(state, 'lock')): yield state
 
-def _check_task(lf, min_confidence, per_finding):
+def _check_task(lf, per_finding):
     "Refuse what the learner's task makes no sense of"
     if per_finding not in (None,'link','copy'): raise SortError(f"per_finding is {per_finding!r}; it must be None, 'link' or 'copy'")
     if lf.task=='single_label' and per_finding: raise SortError(f'{lf.path.name} gives one class a file, so it has no per_finding')
-    if lf.task=='multi_label' and min_confidence is not None:
-        raise SortError(f'{lf.path.name} decides on each finding by a threshold of its own, so it has no min_confidence; filter the report by its p_ columns')
 
-def _head(lf, min_confidence, window, frame):
+def _head(lf, min_confidence, strangers, window, frame):
     "What decides where a file goes: one destination has one of these"
-    how = _given(window=[float(o) for o in window] if isinstance(window, (tuple,list)) else window, frame=frame)
+    how = _given(strangers=strangers, window=[float(o) for o in window] if isinstance(window, (tuple,list)) else window, frame=frame)
     if lf.task=='multi_label': how['thresholds'] = _floats(lf.thresholds.tobytes(), len(lf.labels))[0]
     return dict(learner=lf.digest, name=lf.path.name, labels=lf.labels, min_confidence=min_confidence, **how)
 
 # %% ../nbs/12_sort.ipynb #27c23bcc
 def _sort_folder(src, dst, learner=None, move=False, recursive=True, min_confidence=None, batch_size=None, workers=None, device=None, progress=True,
-    per_finding=None, window=None, frame=None, precision=None, report='csv', dry_run=False, duplicates='keep', _to=None
+    per_finding=None, window=None, frame=None, precision=None, report='csv', dry_run=False, duplicates='keep', risk=None, strangers='review', _to=None
 )->dict: # status -> label -> number of files; under 'all' each file once
     "`classify_folder` without the table: counts come back, and the report is in `dst`"
     src,dst = (os.path.abspath(os.path.expanduser(os.fspath(o))) for o in (src,dst))
-    _check_choices(min_confidence, report, duplicates, move)
+    _check_choices(min_confidence, risk, strangers, report, duplicates, move)
     lf = open_learner(learner)
-    _check_task(lf, min_confidence, per_finding)
+    _check_task(lf, per_finding)
+    if min_confidence is None: min_confidence = lf.min_confidence(risk)
+    limit = lf.stranger_threshold if strangers=='review' else None
     task = (_Findings if lf.task=='multi_label' else _Classes)(lf)
     _check_folders(src, dst, task.folders)
-    pred,head = Predictor(lf, device, batch_size, workers, window, frame, precision),_head(lf, min_confidence, window, frame)
+    pred,head = Predictor(lf, device, batch_size, workers, window, frame, precision),_head(lf, min_confidence, limit, window, frame)
     def open_journal(state, table): return closing(_Journal(os.path.join(state, 'journal.jsonl'), head, table, not dry_run))
     with _destination(dst), closing(_Table()) as table, _state(dst, dry_run) as state, open_journal(state, table) as journal:
-        run = _Run(src, dst, pred, task, journal, move, recursive, min_confidence, per_finding, duplicates, dry_run)
+        run = _Run(src, dst, pred, task, journal, move, recursive, min_confidence, per_finding, duplicates, dry_run, limit)
         run.look()
         with closing(_Progress(run.total, progress)) as bar:
             try: run.work(bar)
@@ -1083,7 +1106,7 @@ def classify_folder(
     learner=None, # Path of a learner folder, or a `LearnerFolder`; the one in the package where None
     move:bool=False, # Move the files? By default they are copied
     recursive:bool=True, # Look into subfolders?
-    min_confidence:float=None, # Files below this probability go to `_review`
+    min_confidence:float=None, # Files below this confidence go to `_review`; None is what the learner says, where it does, and 0 is none
     batch_size:int=None, # Images a batch; None is about a megapixel, at most 64 images
     workers:int=None, # Decoding threads; None is one a core, at most 8
     device:str=None, # 'cpu', 'cuda', or None: CUDA where there is a device, else the CPU
@@ -1095,6 +1118,8 @@ def classify_folder(
     report:str='csv', # 'csv', 'jsonl' or 'parquet'
     dry_run:bool=False, # Decide, but write nothing?
     duplicates:str='keep', # 'link': a further file of the same content becomes a hard link to the first one's copy (copies only)
+    risk:float=None, # In place of `min_confidence`: the share of the sorted files that may be wrong; the learner knows the confidence that keeps it
+    strangers:str='review', # 'sort': images of no known class are put into a class all the same
 ): # DataFrame, a row a file, sorted by path; the same as the report in `dst`
     "Sort image files into one folder a class; raises `SortError` or `LearnerError` before the first file is touched, or `SortError` when `dst` can't be written to"
     given = dict(locals())

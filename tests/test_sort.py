@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 import pytest
 from mednist_fastai import sort
-from mednist_fastai.learner import LearnerDamagedError, LearnerFolder, LearnerNotFoundError, open_learner
+from mednist_fastai.learner import LearnerDamagedError, LearnerFolder, LearnerFormatError, LearnerNotFoundError, open_learner
 from mednist_fastai.sort import SortError, classify_folder, folder_names, read_report, scan_folder, sort_summary, write_report
 
 posix = pytest.mark.skipif(os.name=='nt', reason='of POSIX systems')
@@ -51,7 +51,7 @@ def test_copy(src, run, tmp_path):
     before = tree(src)
     df = run()
     dst = tmp_path/'dst'
-    assert list(df.columns) == ['path','label','confidence','status','destination','error','same_as', *(f'p_{o}' for o in CLASSES)]
+    assert list(df.columns) == ['path','label','confidence','second','second_confidence','stranger','doubts','status','destination','error','same_as', *(f'p_{o}' for o in CLASSES)]
     assert tree(src)==before and len(df)==48 and (df.status=='sorted').all() and (df.error=='').all()
     assert list(df.path)==sorted(str(o) for o in src.rglob('*.png'))
     for o in df.itertuples():
@@ -69,7 +69,7 @@ def test_plain_read_csv(run, src, tmp_path):
     (src/'bad.png').write_text('x')
     df = run()
     plain = pd.read_csv(tmp_path/'dst/report.csv')
-    same_frame(plain.fillna({o:'' for o in ('label','destination','error')}).assign(same_as=df.same_as).astype({'error':df.error.dtype}), df)
+    same_frame(plain.fillna({o:'' for o in ('label','second','destination','error')}).assign(same_as=df.same_as, doubts=df.doubts).astype({'error':df.error.dtype}), df)
 
 def test_numbers_are_those_of_predict(run, tiny):
     import numpy as np
@@ -238,7 +238,7 @@ def test_folder_names():
 
 def test_report_is_harmless(tmp_path):
     labels = ['=1+1','+x','-x','@x',"'x",'\tx','NA','null','a,b','a"b','a\nb']
-    rows = [(f'/p/{i}', o, .1*i, 'sorted', f'/d/{i}', o, o, *[1e-30*i]*len(labels)) for i,o in enumerate(labels)]
+    rows = [(f'/p/{i}', o, .1*i, o, .05*i, .5*i, o, 'sorted', f'/d/{i}', o, o, *[1e-30*i]*len(labels)) for i,o in enumerate(labels)]
     write_report(tmp_path/'r.csv', labels, rows)
     df = read_report(tmp_path/'r.csv')
     assert [tuple(o) for o in df.itertuples(index=False, name=None)]==rows
@@ -367,10 +367,9 @@ def test_refused_learners(src, run, tmp_path, tiny):
         f.seek(5000)
         f.write(b'\0\1\2\3')
     with pytest.raises(LearnerDamagedError): run(learner=bad)
-    lf = open_learner(tiny)
-    config = json.loads(json.dumps(lf.config))
-    config['mednist_fastai']['task'] = 'multi_label'
-    with pytest.raises(SortError, match='threshold of its own'): run(learner=LearnerFolder(lf.path, config), min_confidence=.5)
+    with pytest.raises(LearnerFormatError, match='no confidence is known'): run(risk=.01)
+    with pytest.raises(SortError, match='one of them'): run(risk=.01, min_confidence=.9)
+    with pytest.raises(SortError, match="'review' or 'sort'"): run(strangers='no')
     with pytest.raises(SortError, match='one class a file'): run(per_finding='link')
     assert tree(src)==before and not (tmp_path/'dst').exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mednist_fastai import sort
-from mednist_fastai.learner import FORMAT, KEY, _config_digest, file_digest, open_learner
+from mednist_fastai.learner import FORMAT, KEY, LearnerFormatError, _config_digest, file_digest, open_learner
 from mednist_fastai.sort import SortError, classify_folder, read_report, sort_summary
 from test_sort import crash, no_debris, posix, same_frame, tree
 
@@ -36,11 +36,11 @@ def make_learner(path, labels=FINDINGS, thresholds=(.5,.5,.5)):
     return path
 
 def draw(path, left, right, seed=0):
-    "A picture whose halves have these brightnesses, of 255, with a little noise"
+    "A picture whose halves have these brightnesses, of 255, and 20 more, with a little noise on a slope, so that nothing is wrong with it"
     from PIL import Image
-    x = np.random.default_rng(seed).integers(-5, 6, (16,16))
-    x[:,:8] += left
-    x[:,8:] += right
+    x = np.random.default_rng(seed).integers(-5, 6, (32,32)) + np.linspace(5, 35, 32)[:,None]
+    x[:,:16] += left
+    x[:,16:] += right
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(x.clip(0, 255).astype(np.uint8)).save(path, format='png')
     os.utime(path, ns=(10**18+seed, 10**18+seed))
@@ -76,10 +76,10 @@ def complete(df, dst, how, labels=FINDINGS):
 def test_report(src, run, tmp_path, halves):
     from mednist_fastai.infer import predict_files
     before,df,dst = tree(src),run(),tmp_path/'dst'
-    assert list(df.columns)==['path','label','confidence','status','destination','error','same_as', *(f'p_{o}' for o in FINDINGS), *(f'd_{o}' for o in FINDINGS)]
+    assert list(df.columns)==['path','label','confidence','second','second_confidence','stranger','doubts','status','destination','error','same_as', *(f'p_{o}' for o in FINDINGS), *(f'd_{o}' for o in FINDINGS)]
     assert tree(src)==before and sorted(o.name for o in dst.iterdir() if o.is_dir() and o.name!=sort.STATE)==['Finding','No Finding']
     bad,good = df[df.status!='sorted'],df[df.status=='sorted']
-    assert len(bad)==1 and len(good)==24 and bad.status.item()=='unreadable' and bad.iloc[0,7:].isna().all() and bad.label.item()=='' and bad.destination.item()==''
+    assert len(bad)==1 and len(good)==24 and bad.status.item()=='unreadable' and bad.iloc[0,11:].isna().all() and bad.label.item()=='' and bad.destination.item()==''
     probs,_,_ = predict_files(good.path, halves)
     p,d = good[[f'p_{o}' for o in FINDINGS]].to_numpy(),good[[f'd_{o}' for o in FINDINGS]].to_numpy()
     assert (p.astype(np.float32)==probs).all() and (d==(probs>=.5)).all()
@@ -115,6 +115,13 @@ def test_same_names_in_every_series(run, tmp_path):
     got = [Path(o).name for o in df.destination[df.status=='sorted']]
     assert {o.split('-')[0] for o in got}=={f'IM{i}' for i in range(8)} and {o.split('-')[-1] for o in got if '-' in o}<={'2','3'}
     assert not any('.' in o for o in got) and not [o for o in (tmp_path/'dst').rglob('*') if o.is_symlink()]
+
+def test_the_least_sure_decision_counts(run):
+    df = run(min_confidence=.95)
+    ok = df.status!='unreadable'
+    p = df.loc[ok,[f'p_{o}' for o in FINDINGS]].to_numpy()
+    sure = np.where(p>=.5, p, 1-p).min(1)
+    assert ((df.status[ok]=='review')==(sure<.95)).all() and 0<(sure<.95).sum()<24 and (df.doubts[ok]==np.where(sure<.95, 'unsure', '')).all()
 
 # ---- folders of findings
 
@@ -228,7 +235,7 @@ def test_odd_labels(run, tmp_path, labels):
 
 def test_refused(src, run, tmp_path, halves):
     before = tree(src)
-    with pytest.raises(SortError, match='threshold of its own'): run(min_confidence=.9)
+    with pytest.raises(LearnerFormatError, match='no confidence is known'): run(risk=.01)
     with pytest.raises(SortError, match="'link' or 'copy'"): run(per_finding='symlink')
     (tmp_path/'dst').mkdir()
     (tmp_path/'dst/Top').write_text('a file')
