@@ -160,6 +160,7 @@ STAGES = {'opening the learner': [('sort','open_learner')], 'starting the engine
     'waiting for the network': [('infer','Predictor.predict')], 'decisions, digests': [('sort','_Run.decide')], 'journal': [('sort','_Journal.plan'), ('sort','_Journal.finish')],
     'placing': [('sort','_Placer.place')], 'report': [('sort','_Run.report')], 'counts': [('sort','_Run.counts')],
     'reading the report back': [('sort','read_report')]}
+BESIDE = ['placing'] # these are done while the main thread is at others
 
 class Timed:
     "Calls of one function, and of what it returns where that is an iterator: seconds on the clock and of the processor, in this thread"
@@ -219,7 +220,7 @@ def profile(src, dst, learner=None):
     found,res['not_found'] = watch(STAGES)
     res['run'] = alone(lambda: classify_folder(src, dst/'sorted', learner, progress=False))
     res['stages'] = {k:dict(wall_us=us*sum(o.wall for o in v), cpu_us=us*sum(o.cpu for o in v), calls=sum(o.calls for o in v)) for k,v in found.items()}
-    a = res['alone']
+    a,res['beside'] = res['alone'],BESIDE
     limit = a['forward']['wall_us'] + (a['decode']['cpu_us']+a['copy']['cpu_us'])/cores()
     return res | dict(files=n, seconds=res['run']['wall_us']*n/1e6, cores=cores(), limit_us=limit, share_of_limit=limit/res['run']['wall_us'])
 

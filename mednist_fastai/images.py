@@ -98,7 +98,7 @@ def _allow(f, n):
 # %% ../nbs/00_images.ipynb #119c50f0
 def _open_file(path, read=None):
     "The regular, non-empty file `path`, open; in memory where it is small"
-    if read and (b := read(path)): return io.BytesIO(b)
+    if read and (b := read(path)): return io.BytesIO(b) if isinstance(b, bytes) else _Bounded(b)
     st = os.stat(path)
     if stat.S_ISDIR(st.st_mode): raise NotAFileError(path, 'a folder, not a file')
     if not stat.S_ISREG(st.st_mode): raise NotAFileError(path, 'not a regular file')
@@ -741,7 +741,7 @@ def load_image(
     mode:str='L', # `'L'` (grey) or `'RGB'`
     window:int|str|tuple|None=None, # DICOM only: see `open_image`
     frame:int|None=None, # DICOM only: see `open_image`
-    read=None, # From the path to the bytes of a small file, for a caller that needs them too; empty or None: it is opened as ever
+    read=None, # From the path to its bytes, or to a `FileIO` of it, for a caller that has either; nothing: it is opened as ever
     seen:dict=None, # Filled with what the picture was: `size` (width, height) and `chroma` (0 grey to 1)
 )->np.ndarray: # uint8, (size,size) or (size,size,3), writable
     "The pixels of a file, for training, cache and inference alike; raises an `ImageError`"

@@ -7,7 +7,7 @@ __all__ = ['STATUSES', 'REVIEW', 'STATE', 'REPORT', 'FINDING', 'NO_FINDING', 'CH
            'scan_folder', 'folder_names', 'write_report', 'read_report', 'sort_summary', 'classify_folder']
 
 # %% ../nbs/12_sort.ipynb #0630c519
-import csv, errno, hashlib, json, os, re, stat, sys, tempfile, threading, time, unicodedata
+import csv, errno, hashlib, io, json, os, re, stat, sys, tempfile, threading, time, unicodedata
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -477,7 +477,7 @@ def _same(a, b):
     sa,sb = os.lstat(a),os.lstat(b)
     return os.path.samestat(sa, sb) or (stat.S_ISREG(sb.st_mode) and sa.st_size==sb.st_size and _digest(a)==_digest(b))
 
-# %% ../nbs/12_sort.ipynb #75b4c67b
+# %% ../nbs/12_sort.ipynb #d5df0b1b
 def _nameless(folder):
     "The permissions that a file without a name gets in `folder` if all are asked for; None where there is no such file"
     if not hasattr(os, 'O_TMPFILE'): return
@@ -486,6 +486,8 @@ def _nameless(folder):
     try: return stat.S_IMODE(os.fstat(fd).st_mode) if os.path.exists(f'/proc/self/fd/{fd}') else None
     finally: os.close(fd)
 
+
+# %% ../nbs/12_sort.ipynb #75b4c67b
 class _Placer:
     "Brings files to their places in `dst`"
     def __init__(self, dst): self.dst,self.tmp,self.i,self.there,self.mask = dst,os.path.join(dst, STATE, 'tmp'),0,set(),None # there: folders that were there a moment ago
@@ -572,6 +574,8 @@ def _unnamed(self:_Placer, row, to):
     finally: os.close(fd)
     return self.mask is not None
 
+
+# %% ../nbs/12_sort.ipynb #b6dda9e5
 @patch
 def _named(self:_Placer, row, to):
     "Copy to a temporary name, then publish"
@@ -886,10 +890,8 @@ def decide(self:_Run, rows, preds):
     for r in _numbers(rows):
         r.review = bool(r.doubts)
         r.dest = self.free.free(REVIEW if r.review else self.task.folder(r.label), os.path.basename(r.path))
-        if not r.sha: r.why = CHANGED # nobody knows what was decoded
-        else:
-            r.same = first.get(r.sha, '')
-            first.setdefault(r.sha, r.path)
+        r.same = first.get(r.sha, '')
+        first.setdefault(r.sha, r.path)
     return rows
 
 @patch
@@ -964,10 +966,13 @@ def fresh(self:_Run):
 
 @patch
 def load(self:_Run, path, *args, **kw):
-    "`load_image` in a decoding thread: what is decoded, digested and (if it is little) copied are bytes that were read once"
+    "`load_image`, in a decoding thread: what it decodes and what is digested are the same file, as it was found"
     row = self.flight[path]
-    res = load_image(path, *args, read=lambda _: _fingerprint(row, self.keep) if row.size<=SMALL else None, **kw)
-    if row.size>SMALL: _fingerprint(row)
+    if row.size<=SMALL: return load_image(path, *args, read=lambda _: _fingerprint(row, self.keep), **kw)
+    try: fd = _open_fd(row)
+    except _FileError: return load_image(path, *args, **kw) # says what is wrong with it, or the placing will
+    with io.FileIO(fd) as f: res = load_image(path, *args, read=lambda _: f, **kw)
+    _fingerprint(row)
     return res
 
 @patch
@@ -989,7 +994,8 @@ def work(self:_Run, bar):
             pairs = [(self.flight.pop(o.path),o) for o in batch]
             for r,o in pairs:
                 if o.error: self.other(r.path, 'unreadable', o.error.reason)
-            if good := [o for o in pairs if not o[1].error]: self.place(self.decide(*zip(*good)))
+                elif not r.sha: self.other(r.path, 'skipped', CHANGED)
+            if good := [(r,o) for r,o in pairs if r.sha and not o.error]: self.place(self.decide(*zip(*good)))
             bar.add(len(batch))
         self.placed()
 

@@ -527,6 +527,134 @@ def test_ctrl_c(src, run, tmp_path, monkeypatch):
         df = run(dst=dst)
         same_frame(df.assign(destination=df.destination.str.replace(dst.name, 'want')), want)
 
+# ---- the thread that places
+
+def ends_like(run, want, dst, **kw):
+    df = run(dst=dst, **kw)
+    same_frame(df.assign(destination=df.destination.str.replace(dst.name, 'want')), want)
+    no_debris(dst)
+
+def no_threads(): assert not [t for t in threading.enumerate() if t.name.startswith(('decode','network','place'))]
+
+class Gate:
+    "Holds the placing thread at its `n`-th file until the main thread is at its `m`-th batch; then one of the two fails, or goes on"
+    def __init__(self, monkeypatch, n, m, here=None, there=None):
+        self.there,self.here,self.files,self.batches = threading.Event(),threading.Event(),0,0
+        place,decide = sort._Placer.place,sort._Run.decide
+        def slow(placer, row):
+            self.files += 1
+            if self.files==n:
+                self.there.set()
+                assert self.here.wait(30)
+                if there: raise there
+            return place(placer, row)
+        def ahead(*args):
+            self.batches += 1
+            res = decide(*args)
+            if self.batches==m:
+                assert self.there.wait(30)
+                self.here.set()
+                if here: raise here
+            return res
+        monkeypatch.setattr(sort._Placer, 'place', slow)
+        monkeypatch.setattr(sort._Run, 'decide', ahead)
+
+@pytest.mark.parametrize('move', [False,True])
+def test_decides_while_it_places(run, tmp_path, monkeypatch, move):
+    "The second batch is decided while the first is being placed, and never the third; the journal has each batch before its files"
+    gate = Gate(monkeypatch, 5, 2)
+    assert (run(move=move).status=='sorted').all() and gate.files==48 and gate.batches==3
+    seen,what = {},[json.loads(o) for o in (tmp_path/'dst'/sort.STATE/'journal.jsonl').read_text().splitlines()[1:]]
+    for d in what:
+        if 'done' in d: assert set(d['done'])<=set(seen)
+        else: seen[len(seen)] = d
+    assert len(seen)==48 and sum(len(d['done']) for d in what if 'done' in d)==48
+    no_threads()
+
+@pytest.mark.parametrize('move', [False,True])
+@pytest.mark.parametrize('error', [OSError(errno.ENOSPC, 'No space left on device'), ZeroDivisionError('a mistake of ours')])
+def test_error_in_the_placing_thread(src, run, tmp_path, monkeypatch, move, error):
+    "Stops the run, while the next batch is decided already: the report holds what is placed, and the next run goes on"
+    want = run(dst=tmp_path/'want')
+    Gate(monkeypatch, 21, 3, there=error)
+    with pytest.raises(SortError if isinstance(error, OSError) else ZeroDivisionError): run(move=move)
+    no_threads()
+    df = read_report(tmp_path/'dst')
+    assert sorted(df.destination)==sorted(str(o) for o in (tmp_path/'dst').glob('*/*.png')) and len(df)==20 and len(list(src.rglob('*.png')))==(28 if move else 48)
+    monkeypatch.undo()
+    ends_like(run, want, tmp_path/'dst', move=move)
+
+@pytest.mark.parametrize('move', [False,True])
+def test_ctrl_c_while_it_places(run, tmp_path, monkeypatch, move):
+    "The main thread is interrupted while the other is at work: that one finishes the file at hand, and the report is exact"
+    want = run(dst=tmp_path/'want')
+    Gate(monkeypatch, 5, 2, here=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt): run(move=move)
+    no_threads()
+    df = read_report(tmp_path/'dst')
+    assert 4<=len(df)<=16 and sorted(df.destination)==sorted(str(o) for o in (tmp_path/'dst').glob('*/*.png'))
+    monkeypatch.undo()
+    ends_like(run, want, tmp_path/'dst', move=move)
+
+@pytest.mark.parametrize('large', [False,True])
+def test_another_file_while_it_is_decoded(src, run, tmp_path, monkeypatch, large):
+    """Another file has the place of the one that was found, for as long as it is decoded. A large one is open by then, so nothing comes of that;
+    of a small one nobody knows what the decision is about, so it stays"""
+    want,real,f,other = run(dst=tmp_path/'want'),sort.load_image,src/'day1/01.png',next(src.glob('day2/15.png'))
+    if large: monkeypatch.setattr(sort, 'SMALL', 10)
+    def load(path, *args, **kw):
+        if path!=str(f): return real(path, *args, **kw)
+        os.rename(f, f'{f}~')
+        shutil.copyfile(other, f)
+        try: return real(path, *args, **kw)
+        finally: os.replace(f'{f}~', f)
+    monkeypatch.setattr(sort, 'load_image', load)
+    df = run()
+    if not large:
+        odd = df[df.path==str(f)]
+        assert odd.status.tolist()==['skipped'] and odd.error.tolist()==[sort.CHANGED] and (df.status=='sorted').sum()==47
+        monkeypatch.undo()
+    ends_like(run, want, tmp_path/'dst')
+
+def test_a_small_file_is_opened_once(src, run, monkeypatch):
+    "For its pixels, its sha256 and its copy; where files are too long to be kept for the copy, once more"
+    real,opened = os.open,[]
+    def count(path, *args, **kw):
+        if str(path).startswith(str(src)+os.sep): opened.append(path)
+        return real(path, *args, **kw)
+    monkeypatch.setattr(os, 'open', count)
+    df = run()
+    assert sorted(opened)==list(df.path) and (df.status=='sorted').all()
+
+@pytest.mark.parametrize('move', [False,True])
+@pytest.mark.parametrize('keep', [0,1000])
+def test_files_that_are_not_kept(src, run, tmp_path, monkeypatch, keep, move):
+    "The same end, whether copies are written from memory or from file to file"
+    before,real = sorted(tree(src).values()),sort._fingerprint
+    monkeypatch.setattr(sort, '_fingerprint', lambda row, k=0: real(row, min(k, keep)))
+    monkeypatch.setattr(sort._Placer, '_link', lambda *args: False)
+    assert (run(move=move).status=='sorted').all() and sorted(v for k,v in tree(tmp_path/'dst').items() if k!='report.csv')==before
+    no_debris(tmp_path/'dst')
+
+@posix
+@pytest.mark.skipif(not hasattr(os, 'O_TMPFILE'), reason='of Linux')
+@pytest.mark.parametrize('err', [errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, 'no /proc'])
+def test_no_files_without_a_name(src, run, tmp_path, monkeypatch, err):
+    "As on network and FAT disks: copies have a temporary name, and all is the same"
+    modes = [0o600, 0o644, 0o664, 0o755, 0o444]
+    for i,f in enumerate(sorted(src.rglob('*.png'))): f.chmod(modes[i%5])
+    def state(dst): return {k:(v, (dst/k).stat().st_mode) for k,v in tree(dst).items() if k!='report.csv'}
+    want,real,exists,refused = run(dst=tmp_path/'want'),os.open,os.path.exists,[]
+    def no(path, flags, *args, **kw):
+        if flags&os.O_TMPFILE==os.O_TMPFILE and err!='no /proc':
+            refused.append(path)
+            raise OSError(err, os.strerror(err))
+        return real(path, flags, *args, **kw)
+    monkeypatch.setattr(os, 'open', no)
+    if err=='no /proc': monkeypatch.setattr(os.path, 'exists', lambda p: not str(p).startswith('/proc') and exists(p))
+    ends_like(run, want, tmp_path/'dst')
+    assert state(tmp_path/'dst')==state(tmp_path/'want') and len(refused)==(err!='no /proc') # asked once
+
 # ---- death at any moment
 
 class Stub:
