@@ -4,13 +4,16 @@ from .images import *
 from .data import *
 from .sources import *
 from .phantom import *
+from .outliers import *
 from .augment import *
 from .blocks import *
 from .models import *
 from .train import *
 from .interpret import *
 from .trust import *
+from .strangers import *
 from .learner import *
 from .infer import *
+from .assure import *
 from .evaluate import *
 from .sort import *
