@@ -75,7 +75,7 @@ def fit_trust(
     extra=None, # Index of further known images that were not trained on
     method:str=None, # One of `METHODS`
     refused:float=.05, # Share of the known images that may be taken for strangers, each source counting alike
-    risk:float=.001, # Share of the sorted files that may be wrong; the next larger one that validation can promise
+    risk:float=.01, # Share of the sorted files that may be wrong, of these images; the next larger one that they can promise
     seed:int=0, # Of reshown images and samples
 )->LearnerFolder:
     "Fit temperature, confidences and the score of strangers, and store them; raises `DataError`, `StrangerError`"
