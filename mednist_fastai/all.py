@@ -5,6 +5,7 @@ from .data import *
 from .sources import *
 from .phantom import *
 from .augment import *
+from .corrupt import *
 from .blocks import *
 from .models import *
 from .train import *
@@ -13,4 +14,6 @@ from .trust import *
 from .learner import *
 from .infer import *
 from .evaluate import *
+from .robust import *
+from .explain import *
 from .sort import *
