@@ -1,5 +1,6 @@
 "Maps: the layer is found in any timm CNN, nothing of the network is changed, and what can't be explained has a typed error"
-import builtins, sys
+import builtins
+from pathlib import Path
 import numpy as np
 import pytest
 torch = pytest.importorskip('torch')
@@ -82,9 +83,7 @@ def test_one_file(tiny, phantom_files):
     other = lf.labels[probs.argmin()]
     o = explain(f, tiny, label=other)
     assert o.label==other and abs(o.probability-probs.min())<1e-6 and (o.map!=e.map).any()
-    assert len(e.figure().axes)==2 and Path_name(f) in repr(e)
-
-def Path_name(f): return f.rsplit('/', 1)[-1]
+    assert len(e.figure().axes)==2 and Path(f).name in repr(e)
 
 def test_the_network_is_the_learner(tiny, phantom_files):
     "The weights that are explained give the probabilities of the graph that sorts"
