@@ -16,26 +16,25 @@ from mednist_fastai.learner import LearnerNotFoundError, open_learner
 from mednist_fastai.models import create_backbone
 from mednist_fastai.train import Autocast
 
-class Corner(torch.nn.Module):
-    "Two classes: bright on the left half, bright on the right half; it looks nowhere else"
+class Halves(torch.nn.Module):
+    "Two channels, each of which sees one half of the image, and the mean of each as a class; their weights are far apart"
     def __init__(self):
         super().__init__()
-        self.conv,self.fc = torch.nn.Conv2d(1, 2, 1, bias=False),torch.nn.Linear(2, 2, bias=False)
-        with torch.no_grad(): self.conv.weight.fill_(1); self.fc.weight.copy_(torch.eye(2))
-        self.register_buffer('half', torch.stack([torch.arange(8)<4, torch.arange(8)>=4]).float()[:,None,:].expand(2,8,8).clone())
-        self.stem = torch.nn.Identity()
-    def forward(self, x): return self.fc((self.conv(x)*self.half).mean((2,3)))
-    def get_classifier(self): return self.fc
+        self.conv = torch.nn.Conv2d(2, 2, 1, bias=False)
+        with torch.no_grad(): self.conv.weight.copy_(torch.diag(torch.tensor([1.,50.]))[...,None,None])
+    def forward(self, x):
+        left = torch.arange(x.shape[3]) < x.shape[3]//2
+        return self.conv(torch.cat([x*left, x*~left], 1)).mean((2,3))
 
 def test_the_map_is_where_the_evidence_is():
-    "Checked on a network whose reasons are known: the channel of each class is weighed by that class only"
-    x = torch.zeros(2, 1, 8, 8); x[0,0,2,1] = 1; x[1,0,5,6] = 1
-    m = grad_cam(Corner(), x, [0,1])
+    "Checked on a network whose reasons are known: the same image, and a map for each class"
+    x = torch.zeros(2, 1, 8, 8); x[:,0,2,1] = x[:,0,5,6] = 1
+    m = grad_cam(Halves(), x, [0,1])
     assert m.shape==(2,8,8) and m.dtype==np.float32 and m.min()==0 and abs(m.max()-1)<1e-5
-    assert np.unravel_index(m[0].argmax(), (8,8))==(2,1) and np.unravel_index(m[1].argmax(), (8,8))==(5,6)
-    assert (m[0]>0).sum()==1
+    assert [np.argwhere(o>.1).tolist() for o in m]==[[[2,1]],[[5,6]]]
+    assert not grad_cam(Halves(), -x, [0,1]).any() # nothing speaks for it: empty, not scaled up
 
-@pytest.mark.parametrize('arch,size', [('resnet34',64),('test_resnet',64),('mobilenetv2_100',64),('densenet121',64),('resnetv2_50',64),('convnext_atto',64),('mednet',64),('pneumonia_cnn',150)])
+@pytest.mark.parametrize('arch,size', [('resnet34',64),('test_resnet',64),('mobilenetv2_100',64),('densenet121',64),('convnext_atto',64),('mednet',64),('pneumonia_cnn',150)])
 def test_a_layer_is_found(arch, size):
     torch.manual_seed(0)
     net,x = create_backbone(arch, 3, size=size).eval(),torch.randn(2, 1, size, size)
@@ -51,7 +50,7 @@ def test_rgb_and_another_size():
     assert grad_cam(net, torch.randn(1, 3, 96, 128), [1]).shape==(1,96,128)
     assert cam_layer(net, torch.randn(1, 3, 128, 128))!=cam_layer(net, torch.randn(1, 3, 64, 64)) # larger images, a later layer
 
-@pytest.mark.parametrize('arch,size', [('test_vit',160),('test_resnet',8)])
+@pytest.mark.parametrize('arch,size', [('test_vit',160),('test_resnet',6)])
 def test_no_layer(arch, size):
     net = timm.create_model(arch, in_chans=1)
     with pytest.raises(ExplainError, match='convolutional network'): grad_cam(net, torch.zeros(1, 1, size, size), [0])
