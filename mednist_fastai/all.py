@@ -6,6 +6,7 @@ from .sources import *
 from .phantom import *
 from .outliers import *
 from .augment import *
+from .corrupt import *
 from .blocks import *
 from .models import *
 from .train import *
@@ -16,4 +17,6 @@ from .learner import *
 from .infer import *
 from .assure import *
 from .evaluate import *
+from .robust import *
+from .explain import *
 from .sort import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['wilson', 'report_table', 'accuracy_dict', 'confusion_figure', 'images_figure', 'LearnerInterpretation',
            'findings_confusion', 'findings_report', 'findings_figure', 'finding_losses', 'findings_table', 'roc_figure',
-           'FindingsInterpretation']
+           'FindingsInterpretation', 'ExplainError', 'cam_layer', 'grad_cam', 'cam_inputs', 'cam_figure', 'cam_sanity']
 
 # %% ../nbs/07_interpret.ipynb #52ae4740
 from functools import partial
@@ -140,9 +140,10 @@ def top_losses_table(
     return pd.DataFrame(rows, columns=['path','label','predicted','probability','loss'])
 
 @patch
-def top_losses_figure(self:LearnerInterpretation, k=12, title=''):
-    "The `k` images of largest loss: actual, predicted, probability, file"
-    return images_figure(self.top_losses_table(k), title)
+def top_losses_figure(self:LearnerInterpretation, k=12, title='', cam=False):
+    "The `k` images of largest loss: actual, predicted, probability, file; with `cam` also a Grad-CAM map of each"
+    table = self.top_losses_table(k)
+    return self._cam_figure(table, title) if cam else images_figure(table, title)
 
 # %% ../nbs/07_interpret.ipynb #4dcc1df8
 def _settled(targets, predicted):
@@ -321,3 +322,149 @@ def top_losses_table(
     "The `k` images of largest loss, largest first"
     idx = self.top_losses(min(k, len(self.losses)))[1].tolist()
     return findings_table([self.dl.items[i].path for i in idx], self.targs[idx], self.decoded[idx], self.preds[idx], list(self.vocab))
+
+# %% ../nbs/07_interpret.ipynb #931da9c7
+class ExplainError(Exception): "A map can't be made; the message says why and what to do"
+
+def _grad_cam_library():
+    try: import pytorch_grad_cam
+    except ImportError as e: raise ExplainError("maps are made by the library grad-cam, which is not here: pip install 'mednist_fastai[explain]'") from e
+    return pytorch_grad_cam
+
+# %% ../nbs/07_interpret.ipynb #41eb3f2d
+def _shapes(model, x, names):
+    "What each of the named layers gives for `x`"
+    layers,out = dict(model.named_modules()),{}
+    def keep(name): return lambda m,i,o: out.update({name:tuple(o.shape)} if isinstance(o, torch.Tensor) else {})
+    hooks,training = [layers[n].register_forward_hook(keep(n)) for n in names if n in layers],model.training
+    try:
+        with torch.no_grad(): model.eval()(x)
+    finally:
+        for h in hooks: h.remove()
+        model.train(training)
+    return out
+
+# %% ../nbs/07_interpret.ipynb #43047bb1
+def cam_layer(
+    model, # A timm model, or any with convolutions
+    x, # Normalised images (N,C,H,W); the first is used
+    min_side:int=4, # Rows and columns that the map must have at least
+)->str: # Name of the layer
+    "The layer that maps are made of; raises `ExplainError` where there is none"
+    stages = {o['module']:o['num_chs'] for o in getattr(model, 'feature_info', None) or [] if 'module' in o}
+    channels = stages or {n:m.out_channels for n,m in model.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    shapes = _shapes(model, x[:1], channels)
+    fit = [n for n,k in channels.items() if len(s := shapes.get(n, ()))==4 and s[1]==k and min(s[2:])>=min_side]
+    if fit: return fit[-1]
+    seen = ', '.join(f'{n} {"x".join(map(str, s[1:]))}' for n,s in list(shapes.items())[-3:]) or 'none'
+    raise ExplainError(f'{type(model).__name__} has no layer of channels x rows x columns with at least {min_side} rows and columns at this size (last ones: {seen}); use a convolutional network, larger images, or a smaller min_side')
+
+# %% ../nbs/07_interpret.ipynb #e4893a24
+class _Bare(torch.nn.Module):
+    "A model without the hooks on it, such as those of `Autocast`; the hooks of its layers stay"
+    def __init__(self, model): super().__init__(); self.model = model
+    def forward(self, x): return self.model.forward(x)
+
+def grad_cam(
+    model, # A timm model with a convolutional layer
+    x, # Normalised images (N,C,H,W)
+    classes, # Number of the class to explain for each, (N,)
+    layer:str=None, # Name of the layer; by the rule of `cam_layer` where None
+)->np.ndarray: # float32 (N,H,W), from 0 to 1
+    "What speaks for a class, as a map over each image; raises `ExplainError`"
+    lib,training = _grad_cam_library(),model.training
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    x = x.detach().as_subclass(torch.Tensor).clone().requires_grad_() # so that gradients flow through frozen layers too
+    cam = lib.GradCAM(_Bare(model), [model.get_submodule(layer or cam_layer(model, x.detach()))])
+    try:
+        with torch.enable_grad(): return cam(x, [ClassifierOutputTarget(int(c)) for c in classes])
+    finally:
+        cam.activations_and_grads.release()
+        model.zero_grad(); model.train(training)
+
+# %% ../nbs/07_interpret.ipynb #1303d520
+def cam_inputs(
+    paths, # Image files
+    preprocessing:dict, # size, method, mode, mean, std: `dls.preprocessing`, or that of a learner folder
+    **choices # To `load_image`: window and frame of DICOM files
+)->tuple: # Pixels uint8 (N,H,W) or (N,H,W,3), and the same normalised, float32 (N,C,H,W)
+    "Files as the network gets them; raises an `ImageError`"
+    from mednist_fastai.images import load_image
+    p = preprocessing
+    pixels = np.stack([load_image(o, p['size'], p['method'], p['mode'], **choices) for o in paths])
+    x = torch.from_numpy(pixels).float()/255
+    x = x[:,None] if x.ndim==3 else x.permute(0,3,1,2)
+    mean,std = (torch.tensor(p[k]).view(1,-1,1,1) for k in ('mean','std'))
+    return pixels, (x-mean)/std
+
+# %% ../nbs/07_interpret.ipynb #ba9b6e05
+def cam_figure(
+    pixels, # uint8 (N,H,W) or (N,H,W,3)
+    maps, # (N,H,W), from 0 to 1
+    captions:list, # N texts, over each pair
+    title:str='', # Says of which data and split
+    cols:int=4, # Pairs a row
+    colours:list=None, # Of the N texts; black where None
+):  # matplotlib `Figure`, closed
+    "Each image beside itself with its map laid over"
+    import matplotlib.pyplot as plt
+    rows,cols = max(1, -(-len(pixels)//cols)),min(cols, len(pixels)) or 1
+    fig,axs = plt.subplots(rows, 2*cols, figsize=(2.7*cols, .4+1.85*rows), dpi=75, squeeze=False, layout='constrained')
+    for ax in axs.flat: ax.axis('off')
+    for i,(a,m,said) in enumerate(zip(pixels, maps, captions)):
+        for ax in (pair := axs.flat[2*i:2*i+2]): ax.imshow(a, cmap='gray', vmin=0, vmax=255)
+        pair[1].imshow(m, cmap='inferno', vmin=0, vmax=1, alpha=.65*m)
+        pair[0].set_title(said, fontsize=7, loc='left', color=colours[i] if colours else 'black')
+    fig.suptitle(title, fontsize=9)
+    plt.close(fig)
+    return fig
+
+# %% ../nbs/07_interpret.ipynb #69aff2a8
+@patch
+def explained(
+    self:LearnerInterpretation,
+    table:pd.DataFrame, # Rows with `path` and `predicted` or `finding`, from `top_losses_table`
+)->tuple: # pixels uint8 (N,H,W) or (N,H,W,3), maps float32 (N,H,W), the N classes explained
+    "Images and maps of a table's rows; raises `ExplainError`"
+    labels,vocab = list(table.finding if 'finding' in table else table.predicted),list(self.vocab)
+    pixels,x = cam_inputs(table.path, self.learn.dls.preprocessing)
+    model = self.learn.model
+    return pixels, grad_cam(model, x.to(next(model.parameters()).device), [vocab.index(l) for l in labels]), labels
+
+@patch
+def _cam_figure(self:LearnerInterpretation, table, title):
+    pixels,maps,labels = self.explained(table)
+    said = [f'{_short(r.label)} → {_short(r.predicted)} {r.probability:.2f}\n{Path(r.path).parent.name[:9]}/{Path(r.path).name[:16]}\nmap: {l}' for r,l in zip(table.itertuples(), labels)]
+    return cam_figure(pixels, maps, said, title, colours=['black' if r.label==r.predicted else 'firebrick' for r in table.itertuples()])
+
+# %% ../nbs/07_interpret.ipynb #602f7dc4
+def _rank_correlation(a, b):
+    from scipy.stats import spearmanr
+    if np.array_equal(a, b): return 1.
+    if a.min()==a.max() or b.min()==b.max(): return 0.
+    return float(spearmanr(a.ravel(), b.ravel())[0])
+
+def _shuffle(weight, seed):
+    "Shuffle the entries of a parameter in place"
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(weight.numel())).to(weight.device)
+    weight.copy_(weight.flatten()[order].view_as(weight))
+
+# %% ../nbs/07_interpret.ipynb #53b76a4e
+def cam_sanity(
+    model, # A timm model
+    x, # Normalised images (N,C,H,W)
+    classes, # Number of the class to explain for each, (N,)
+    shuffles:int=5, # How often the weights are shuffled, each time from the trained ones
+    seed:int=0, # Of the shuffles
+)->pd.DataFrame: # A row an image: rank correlation of its map with a `repeat`, and mean rank correlation with the maps of `shuffled` weights
+    "How much of a map is left when the last layer's weights are shuffled; the model is put back as it was"
+    name,weight = cam_layer(model, x),model.get_classifier().weight
+    maps,saved = lambda: grad_cam(model, x, classes, name),weight.detach().clone()
+    before,again,rows = maps(),maps(),[]
+    try:
+        for i in range(shuffles):
+            with torch.no_grad(): _shuffle(weight.copy_(saved), [seed, i])
+            rows.append([_rank_correlation(a, b) for a,b in zip(before, maps())])
+    finally:
+        with torch.no_grad(): weight.copy_(saved)
+    return pd.DataFrame(dict(repeat=[_rank_correlation(a, b) for a,b in zip(before, again)], shuffled=np.mean(rows, 0)))
