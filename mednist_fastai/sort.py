@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import chunked, patch
+from .images import _guard, _unguard, _utf8
 from .infer import Predictor
 from .learner import open_learner
 
@@ -600,9 +601,6 @@ def lacks(self:_Placer, row):
 # %% ../nbs/12_sort.ipynb #ac6bfbbc
 _TEXT = ['path','label','status','destination','error','same_as']
 REPORTS = 'csv','jsonl','parquet'
-def _utf8(s):  return s.encode('utf-8', 'backslashreplace').decode()
-def _guard(s): return "'"+s if s[:1] and s[0] in "=+-@\t\r'" else s
-def _unguard(s): return s[1:] if s[:1]=="'" else s
 
 # %% ../nbs/12_sort.ipynb #66662355
 def _columns(labels, decisions): return ['path','label','confidence','status','destination','error','same_as', *(_utf8(f'{k}_{o}') for k in 'pd'[:1+decisions] for o in labels)]
