@@ -157,6 +157,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mednist_fastai.cli._show_metrics': ('cli.html#_show_metrics', 'mednist_fastai/cli.py'),
                                     'mednist_fastai.cli._unsorted': ('cli.html#_unsorted', 'mednist_fastai/cli.py'),
                                     'mednist_fastai.cli._window': ('cli.html#_window', 'mednist_fastai/cli.py'),
+                                    'mednist_fastai.cli.mednist_audit': ('cli.html#mednist_audit', 'mednist_fastai/cli.py'),
                                     'mednist_fastai.cli.mednist_compare': ('cli.html#mednist_compare', 'mednist_fastai/cli.py'),
                                     'mednist_fastai.cli.mednist_data': ('cli.html#mednist_data', 'mednist_fastai/cli.py'),
                                     'mednist_fastai.cli.mednist_demo': ('cli.html#mednist_demo', 'mednist_fastai/cli.py'),

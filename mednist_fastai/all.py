@@ -13,4 +13,5 @@ from .trust import *
 from .learner import *
 from .infer import *
 from .evaluate import *
+from .audit import *
 from .sort import *
