@@ -61,7 +61,7 @@ def pixel_features(
     "Principal components of the images at 32 x 32 pixels: features that have never seen a label"
     from sklearn.decomposition import PCA
     n,b = len(x),x.shape[1]//32
-    if n<2: return np.zeros((n,0), np.float32)
+    if n<2 or (x==x[0]).all(): return np.zeros((n,0), np.float32)
     small = np.concatenate([o.reshape(len(o), 32, b, 32, b, -1).mean((2,4), dtype=np.float32).reshape(len(o), -1) for o in np.array_split(x, n//4096+1)])
     return PCA(min(k, n-1, small.shape[1]), svd_solver='covariance_eigh').fit_transform(small/255).astype(np.float32)
 
@@ -91,7 +91,7 @@ def _classifier(seed, n):
     from sklearn.kernel_approximation import Nystroem
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    lda = LinearDiscriminantAnalysis(solver='lsqr', shrinkage=1e-4)
+    lda = LinearDiscriminantAnalysis(solver='lsqr', shrinkage='auto')
     return make_pipeline(StandardScaler(), Nystroem(n_components=min(500, n), random_state=seed), StandardScaler(), lda)
 
 def cross_fit(
@@ -266,7 +266,7 @@ def _figure(self:Audit, path, label):
 def _card(self:Audit, r):
     "One finding"
     if r.kind=='unreadable': return f'<div><p class="small">{_text(r.path)}<br>label <b>{_text(r.label)}</b></p><p class="small">{_text(r.note)}</p></div>'
-    judged = f'score {r.score:.4f}, suggested <b>{_text(r.suggested)}</b>' if r.suggested else ''
+    judged = f'score {r.score:.2g}, suggested <b>{_text(r.suggested)}</b>' if r.suggested else ''
     if r.kind=='wrong label': return f'<div>{self._figure(r.path, r.label)}<p class="small">{judged}</p></div>'
     told = ['the same pixels' if r.distance==0 else f'distance {r.distance:.3f}', f'group {r.group}', *([judged] if judged else [])]
     return f'<div><div class="pair">{self._figure(r.path, r.label)}{self._figure(r.other, r.other_label)}</div><p class="small">{"; ".join(told)}</p></div>'
