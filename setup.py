@@ -26,7 +26,7 @@ setup(
     package_data={cfg['name']: ['learners/*/*']},
     python_requires='>=' + cfg['min_python'],
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements'), 'parquet': lines('parquet_requirements'), 'explain': lines('explain_requirements')},
+    extras_require={'dev': lines('dev_requirements'), **{o: lines(f'{o}_requirements') for o in ('parquet','explain','audit')}},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['mednist_fastai = mednist_fastai._modidx:d']},
     long_description=(here/'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',

@@ -17,6 +17,7 @@ from .learner import *
 from .infer import *
 from .assure import *
 from .evaluate import *
+from .audit import *
 from .robust import *
 from .explain import *
 from .sort import *

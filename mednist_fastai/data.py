@@ -142,7 +142,8 @@ def folder_index(
     if len(folders)==1 and len(_dirs(folders[0][0]))>1: raise DataNotFoundError(_misplaced(root, [folders[0][0]]))
     rows = [(p, label, split) for d,label,split in folders for p in _walk(d, left)]
     if not rows: raise DataNotFoundError(_misplaced(root, _dirs(root)))
-    df = pd.DataFrame(rows, columns=['path', 'label', 'split'])
+    try: df = pd.DataFrame(rows, columns=['path', 'label', 'split'])
+    except UnicodeEncodeError: df = pd.DataFrame(rows, columns=['path', 'label', 'split'], dtype=object) # a name whose bytes are no text
     df.attrs['root'] = str(root)
     df['group'] = _groups_by(df, groups) if groups else ''
     df['source'] = name
@@ -614,6 +615,7 @@ def near_pairs(
     max_pairs:int=5_000_000 # give up above so many
 )->tuple:                   # int (m,2) rows i<j, float64 (m,) distances
     "All pairs of images whose distance is at most `distance`"
+    if not len(x): return np.empty((0,2), np.int64),np.empty(0)
     q,finer = _coarse(x, 8),_coarse(x, 16)
     sq,one = (q*q).sum(1, keepdims=True),np.ones((len(q),1), np.float32)
     left,right = np.hstack([-2*q, sq, one]),np.hstack([q, one, sq]) # left@right.T is the squared distance

@@ -750,3 +750,8 @@ def load_image(
         if im.shape[:2]==(size,size) and method in _methods: return im
         im = Image.fromarray(im)
     return np.array(resize_image(im, size, method))
+
+# %% ../nbs/00_images.ipynb #d2f06b91
+def _utf8(s): return s.encode('utf-8', 'backslashreplace').decode()
+def _guard(s): return "'"+s if s[:1] and s[0] in "=+-@\t\r'" else s
+def _unguard(s): return s[1:] if s[:1]=="'" else s

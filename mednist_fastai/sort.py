@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import chunked, patch
-from .images import load_image
+from .images import _guard, _unguard, _utf8, load_image
 from .strangers import confidence
 from .infer import DEPTH, Predictor
 from .learner import open_learner
@@ -658,9 +658,6 @@ def lacks(self:_Placer, row):
 # %% ../nbs/12_sort.ipynb #ac6bfbbc
 _TEXT = ['path','label','second','doubts','status','destination','error','same_as']
 REPORTS = 'csv','jsonl','parquet'
-def _utf8(s):  return s.encode('utf-8', 'backslashreplace').decode()
-def _guard(s): return "'"+s if s[:1] and s[0] in "=+-@\t\r'" else s
-def _unguard(s): return s[1:] if s[:1]=="'" else s
 
 # %% ../nbs/12_sort.ipynb #66662355
 _BASE = ['path','label','confidence','second','second_confidence','stranger','doubts','status','destination','error','same_as']

@@ -9,7 +9,7 @@ root = Path(__file__).parent.parent
 
 def cmd(name, *args, **kw): return subprocess.run([bin/f'mednist-{name}', *map(str, args)], capture_output=True, text=True, **kw)
 
-@pytest.mark.parametrize('name', ['data','train','compare','sort','explain','demo'])
+@pytest.mark.parametrize('name', ['data','audit','train','compare','sort','explain','demo'])
 def test_help(name):
     p = cmd(name, '--help')
     assert p.returncode==0 and p.stdout.startswith(f'usage: mednist-{name}') and not p.stderr
