@@ -56,7 +56,7 @@ def test_sort_many_findings(tmp_path):
     assert p.returncode==0 and 'No Finding' in p.stdout and 'Right' in p.stdout, p.stderr
     assert {o.name:len(list(o.iterdir())) for o in (tmp_path/'out').iterdir() if o.is_dir() and o.name[0]!='.'}=={'Finding':3, 'No Finding':1, 'Left':2, 'Right':2, 'Top':1}
     _one_line(cmd('sort', tmp_path/'in', tmp_path/'out', lf), 1, 'stay complete')
-    _one_line(cmd('sort', tmp_path/'in', tmp_path/'out2', lf, '--min-confidence', '.9'), 1, 'threshold')
+    _one_line(cmd('sort', tmp_path/'in', tmp_path/'out2', lf, '--risk', '.01'), 1, 'no confidence is known')
 
 def test_sort_dicom_window(tiny, tmp_path):
     import pydicom.data
