@@ -914,7 +914,8 @@ def place(self:_Run, rows):
     self.placed()
     if self.duplicates=='link':
         for r in rows: r.twin = self._twin(r) if r.same and not r.done else ''
-    self.now,self.hand = rows,self.hands.submit(self._bring, rows)
+    self.now = rows # first: Ctrl-C may come between any two steps
+    self.hand = self.hands.submit(self._bring, rows)
 
 @patch
 def _bring(self:_Run, rows):
@@ -975,6 +976,7 @@ def load(self:_Run, path, *args, **kw):
 @patch
 def work(self:_Run, bar):
     "Finish what earlier runs began, then everything new"
+    self.hands.submit(bool).result() # so that the thread is there, whole, before it has anything to do
     for rows in self.table.batches('current AND again'):
         self.place(_numbers([o for o in rows if self.resume(o)]))
         self.placed()

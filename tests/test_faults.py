@@ -121,6 +121,11 @@ def wait_for(p, cond, slow=0):
         time.sleep(slow)
     return p.poll() is None
 
+def stand_still(p):
+    "Stop the process `p` in its tracks, and wait until all of its threads stand"
+    p.send_signal(signal.SIGSTOP)
+    assert os.WIFSTOPPED(os.waitpid(p.pid, os.WUNTRACED)[1])
+
 def a_moment(box, p, what, rng, seconds, journal):
     "Wait for a random moment in the life of the process: by the clock, by its journal, by the files it has placed, or after the last one"
     t,k,b = time.monotonic()+rng.uniform(0, seconds),rng.randrange(1, box.n),rng.randrange(1, journal)
@@ -404,7 +409,7 @@ def test_files_that_change_during_the_run(inbox, how):
     box,ways = inbox(),[grow,shrink,replace,os.unlink,becomes(os.mkdir),becomes(os.mkfifo),becomes(lambda p: os.symlink('/etc/passwd', p))]
     p = subprocess.Popen([SORT, box.src, box.dst, box.learner, '--quiet', '--batch-size', '400', *['--move'][:how=='move']])
     assert wait_for(p, lambda: count(box.dst)>=1)
-    p.send_signal(signal.SIGSTOP)
+    stand_still(p)
     here = {v[0] for v in placed(box.dst).values()}
     todo = [k for k,v in sorted(box.before.items()) if v[0] not in here and k.startswith('day') and k[5].isdigit()]
     for i,k in enumerate(todo): ways[i%len(ways)](box.src/k)
@@ -537,7 +542,7 @@ def test_second_run_refuses(inbox, wanted, how):
     a = box.start(*args)
     try:
         assert wait_for(a, lambda: count(box.dst)>=20)
-        a.send_signal(signal.SIGSTOP)
+        stand_still(a)
         before = snapshot(box.src),snapshot(box.dst)
         b = subprocess.run(box.command(*args), capture_output=True, text=True)
         assert b.returncode==1 and 'another run' in b.stderr and 'Traceback' not in b.stderr
