@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import timm
-import mednist_fastai.models # its networks become timm's
+from .models import WeightsError # and with it, our networks become timm's
 from .interpret import ExplainError, _grad_cam_library, cam_figure, cam_inputs, cam_sanity, grad_cam
 from .learner import open_learner
 from .infer import Predictor
@@ -20,10 +20,11 @@ from .infer import Predictor
 def learner_network(
     learner=None, # A learner folder; the one in the package where None
 ): # timm model, in evaluation mode
-    "The weights of a learner folder as a network; raises `ExplainError` where it has none"
+    "The weights of a learner folder as a network; raises `ExplainError` where it has none, `WeightsError`"
     lf = open_learner(learner)
     if lf.info.get('library')=='scikit-learn': raise ExplainError(f'{lf.path.name} is a scikit-learn pipeline, which has no layers to look into; use the folder of a convolutional network')
-    return timm.create_model(f'local-dir:{lf.path}', pretrained=True).eval()
+    try: return timm.create_model(f'local-dir:{lf.path}', pretrained=True).eval()
+    except RuntimeError as e: raise WeightsError(f'{lf.path}: its architecture and its weights do not fit ({e}); save the learner again') from e
 
 # %% ../nbs/11b_explain.ipynb #481ae91b
 @dataclass

@@ -130,7 +130,7 @@ def test_several_findings_and_colour(tmp_path):
     from mednist_fastai.interpret import LearnerInterpretation
     from mednist_fastai.sources import make_findings
     from mednist_fastai.train import timm_learner
-    df = make_split(make_findings(tmp_path/'f', n=40), 'grouped', valid=.4)
+    df = make_split(make_findings(tmp_path/'f', n=150), 'grouped')
     learn = timm_learner(index_dls(df, size=32, bs=8, mode='RGB', task='multi_label', cache=None, policy='none'), 'test_resnet')
     interp = LearnerInterpretation.from_learner(learn)
     table = interp.top_losses_table(3)
