@@ -749,7 +749,7 @@ def test_newer_format(refuses, tiny, tmp_path):
 
 def test_another_task(refuses, tiny, tmp_path):
     many = make_learner(tmp_path/'many')
-    refuses(many, SortError, 'min_confidence', min_confidence=.5)
+    refuses(many, LearnerError, 'no confidence is known', risk=.01)
     for o in 'link','copy': refuses(tiny, SortError, 'per_finding', per_finding=o)
     refuses(many, SortError, 'per_finding', per_finding='symlink')
     refuses(edited(tiny, tmp_path/'task', lambda c: c[KEY].update(task='segmentation')), (LearnerError,SortError))
