@@ -86,7 +86,7 @@ def fit_trust(
     pred = Predictor(lf, 'cpu', precision='float32')
     probs,emb = _forward(pred, x)
     table = risk_table(*_right(lf, probs, targets))
-    score = _fit_score(lf, pred, df, method or ('energy' if lf.task=='multi_label' else 'max_probability'), seed)
+    score = _fit_score(lf, pred, df, method or ('mahalanobis' if lf.task=='multi_label' else 'max_probability'), seed)
     threshold = stranger_threshold(score.score(probs, emb), refused, sources)
     default = next((r for r,c in table.items() if c is not None and r>=risk), None)
     return set_trust(path, T, score, threshold, list(table.items()), default, _measured(before, probs, targets, sources, refused))
