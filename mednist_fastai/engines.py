@@ -7,7 +7,7 @@ __all__ = ['OUTPUTS', 'STREAMS', 'HINTS', 'QUANTIZED', 'MARGIN', 'N_REAL', 'N_RE
            'OnnxRuntime', 'tile', 'OpenVino', 'supported', 'quantize_graph', 'check_batches', 'check_precisions']
 
 # %% ../nbs/08a_engines.ipynb #a81af588
-import os, time
+import os, threading, time
 from pathlib import Path
 import numpy as np
 from fastcore.basics import chunked
@@ -53,6 +53,7 @@ def tile(size): "Images that are computed at once, of `size` x `size` pixels"; r
 class OpenVino:
     "A graph with `precision` on the CPU; raises `EngineError`"
     name,device = 'OpenVINO','cpu'
+    first,begun = threading.Lock(),False # of this process: see `runner`
     def __init__(self,
         graph, # ONNX file; for int8 one from `quantize_graph`
         precision:str='bfloat16', # 'float32', 'bfloat16' or 'int8'
@@ -78,7 +79,14 @@ class OpenVino:
             x = np.ascontiguousarray(x) if k==self.n else np.concatenate([x, np.zeros((self.n-k,*x.shape[1:]), x.dtype)])
             res = request.infer({0:x}, share_inputs=True)
             return [res[o][:k] for o in self.outputs]
-        def run(x): return tuple(map(np.concatenate, zip(*(one(x[i:i+self.n]) for i in range(0, len(x), self.n)))))
+        def whole(x): return tuple(map(np.concatenate, zip(*(one(x[i:i+self.n]) for i in range(0, len(x), self.n)))))
+        def run(x):
+            if OpenVino.begun: return whole(x)
+            # OpenVINO's binding prepares itself in its first call; two first calls at once can wait for each other for ever
+            with OpenVino.first:
+                res = whole(x)
+                OpenVino.begun = True
+            return res
         return run,request.cancel
 
 # %% ../nbs/08a_engines.ipynb #04bfc148

@@ -4,7 +4,7 @@ from itertools import cycle, islice
 import numpy as np, pytest
 from mednist_fastai import infer
 from mednist_fastai.images import ImageError, load_image
-from mednist_fastai.engines import EngineError, supported
+from mednist_fastai.engines import EngineError, OpenVino, supported
 from mednist_fastai.infer import DEPTH, DeviceError, Predictor, predict_files
 from mednist_fastai.learner import open_learner
 
@@ -191,3 +191,16 @@ def test_without_openvino(tiny, monkeypatch):
 def test_light_import():
     code = "import sys, mednist_fastai.infer, mednist_fastai.sort; print([o for o in ('torch','fastai','timm','pandas','onnxruntime','openvino','matplotlib') if o in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout=='[]\n'
+
+def test_the_first_call_of_openvino_is_alone(tiny, monkeypatch):
+    "Two first calls at once, in two threads, can wait for each other for ever: the second waits until the first is back"
+    if len(supported())<2: pytest.skip('no OpenVINO, or no more than float32 here')
+    monkeypatch.setattr(OpenVino, 'begun', False)
+    run,_ = OpenVino(open_learner(tiny).graph, 'float32').runner()
+    done = threading.Event()
+    t = threading.Thread(target=lambda: (run(np.zeros((3,1,64,64), np.uint8)), done.set()))
+    with OpenVino.first:
+        t.start()
+        assert not done.wait(.5)
+    t.join(20)
+    assert done.is_set() and OpenVino.begun and not OpenVino.first.locked()
