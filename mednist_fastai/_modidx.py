@@ -724,6 +724,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mednist_fastai.learner._is_sklearn': ('learner.html#_is_sklearn', 'mednist_fastai/learner.py'),
                                         'mednist_fastai.learner._last': ('learner.html#_last', 'mednist_fastai/learner.py'),
                                         'mednist_fastai.learner._loader': ('learner.html#_loader', 'mednist_fastai/learner.py'),
+                                        'mednist_fastai.learner._move_thresholds': ( 'learner.html#_move_thresholds',
+                                                                                     'mednist_fastai/learner.py'),
                                         'mednist_fastai.learner._pixel_graph': ('learner.html#_pixel_graph', 'mednist_fastai/learner.py'),
                                         'mednist_fastai.learner._place': ('learner.html#_place', 'mednist_fastai/learner.py'),
                                         'mednist_fastai.learner._range': ('learner.html#_range', 'mednist_fastai/learner.py'),

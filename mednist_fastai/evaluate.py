@@ -382,8 +382,10 @@ def _fit(recipe, df, out, bar):
     learn,record = train(recipe, df, path=out, bar=bar)
     pictures(learn, out)
     save_learner(learn, out/'learner', record, name=recipe.name, precisions=())
-    if recipe.task=='multi_label': record['thresholds'] = _choose_thresholds(recipe, df, out)
     record['trust'] = _assured(df, out)
+    if recipe.task=='multi_label':
+        record['thresholds'] = _choose_thresholds(recipe, df, out)
+        record['trust'] = _assured(df, out) # whether a file is right depends on its thresholds, and they on the temperature
     add_precisions(out/'learner', df) # with the temperature in its graph
     return record
 

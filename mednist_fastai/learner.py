@@ -98,7 +98,7 @@ class LearnerFolder:
     def digest(self):
         "A sha256 that names what this learner answers: its graph, labels, preprocessing, thresholds and scores of strangers, but not the figures on its card"
         answers = [self.info['sha256']['model.onnx'], self.labels, self.info['preprocessing']]
-        if self.info.get('thresholds'): answers.append(self.info['thresholds'])
+        if self.info.get('thresholds'): answers.append(self.thresholds.tolist())
         if STRANGERS in self.info['sha256']: answers.append([self.info['sha256'][STRANGERS], self.stranger_threshold])
         return hashlib.sha256(json.dumps(answers).encode()).hexdigest()
     def __repr__(self):
@@ -606,6 +606,14 @@ def _temper(g, h):
                        h.make_node('Softmax', ['tempered'], ['probabilities'], axis=-1)])
 
 # %% ../nbs/09_learner.ipynb #d9afafde
+def _move_thresholds(info, t):
+    "Thresholds that a finding's probability reaches with temperature `t` where it did with the one before"
+    import numpy as np
+    old,cut = np.asarray(info['temperature'], np.float64),info.get('thresholds')
+    if not cut or np.array_equal(old, t): return
+    p = np.clip(np.asarray(cut, np.float64), 1e-12, 1-1e-12)
+    info['thresholds'] = (1/(1+np.exp(-np.log(p/(1-p))*old/t))).tolist() # not rounded to float32: there and back is the same
+
 def set_trust(
     path, # A learner folder
     temperature=1., # Divides the logits, in the graphs: a number, or (K,) for several findings
@@ -624,6 +632,7 @@ def set_trust(
     if not (t>0).all() or t.shape not in ((),(len(learner.labels),)): raise LearnerFormatError(learner.path, f'a temperature is a number above 0, or one for each label, not {temperature}')
     config = json.loads(json.dumps(learner.config))
     for o in ('model.onnx', *[INT8][:INT8 in _files(config)]): scale_logits(learner.path/o, t)
+    _move_thresholds(config[KEY], t)
     config[KEY]['temperature'] = t.tolist()
     score = dict(strangers=dict(method=strangers.method, threshold=float(threshold))) if strangers else {}
     if strangers: save_strangers(strangers, learner.path/STRANGERS)

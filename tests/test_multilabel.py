@@ -10,7 +10,7 @@ from mednist_fastai.data import DataError, make_split, relative_paths
 from mednist_fastai.evaluate import Evaluation, FindingsEvaluation, bootstrap_scores, compare, draws_interval, evaluate, run
 from mednist_fastai.infer import predict_files
 from mednist_fastai.interpret import LearnerInterpretation, finding_losses, findings_confusion, findings_report, findings_table, wilson
-from mednist_fastai.learner import LearnerDamagedError, LearnerFormatError, open_learner, save_learner, set_thresholds
+from mednist_fastai.learner import STRANGERS, LearnerDamagedError, LearnerFormatError, open_learner, save_learner, set_thresholds, set_trust
 from mednist_fastai.sources import make_findings
 from mednist_fastai.train import MaskedBCE, Recipe, finding_scores, positive_weights, recipe_index, timm_learner, train
 from mednist_fastai.trust import fit_thresholds, thresholds_rule
@@ -305,8 +305,21 @@ def test_odd_thresholds_are_refused(done, tiny, tmp_path):
 
 def test_a_folder_without_thresholds_keeps_its_digest(tiny):
     for lf in (open_learner(tiny), open_learner()):
-        assert lf.digest==hashlib.sha256(json.dumps([lf.info['sha256']['model.onnx'], lf.labels, lf.info['preprocessing']]).encode()).hexdigest()
+        score = [[lf.info['sha256'][STRANGERS], lf.stranger_threshold]] if STRANGERS in lf.info['sha256'] else []
+        assert lf.digest==hashlib.sha256(json.dumps([lf.info['sha256']['model.onnx'], lf.labels, lf.info['preprocessing'], *score]).encode()).hexdigest()
         assert lf.thresholds.tolist()==[.5]*len(lf.labels) and lf.info['thresholds'] is None
+
+def test_thresholds_move_with_the_temperature(done, tmp_path):
+    "The same images stay positive, and there and back is the same"
+    out,_,df,_ = done
+    at = shutil.copytree(out/'learner', tmp_path/'l')
+    lf = open_learner(at)
+    probs = predict_files(list(df.path[:60]), lf)[0]
+    other = set_trust(at, [.5,2.,3.])
+    moved = predict_files(list(df.path[:60]), other.path)[0]
+    clear = np.abs(probs-lf.thresholds)>1e-4
+    assert abs(moved-probs).max()>.01 and ((moved>=other.thresholds)==(probs>=lf.thresholds))[clear].all()
+    assert np.array_equal(set_trust(at, lf.info['temperature']).thresholds, lf.thresholds)
 
 def test_comparison_counts_decisions(done, tmp_path):
     out,_,df,_ = done
