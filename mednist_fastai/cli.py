@@ -320,6 +320,6 @@ def _show_demo(dst, res, truth, table):
     from mednist_fastai.learner import percent
     right = sum(truth[Path(r.path).name]==r.label for r in res.itertuples())
     print(table.to_string())
-    print(f'{right:,} of {len(truth):,} new phantoms are in the right folder ({percent(right/len(truth))} %).')
+    print(f'{right:,} of {len(truth):,} new phantoms got the right class, sorted or in review ({percent(right/len(truth))} %).')
     for what,where in dict(confusion='run/confusion.png', top_losses='run/top_losses.png', learner='run/learner', sorted='sorted', report='sorted/report.csv').items():
         print(f'{what+":":12} {dst/where}')
