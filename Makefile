@@ -6,6 +6,10 @@ DEMO   ?= demo
 README_DIR ?= .
 # outputs of notebooks must not depend on the colours or the width of the terminal they were run from
 export NO_COLOR := 1
+# tests run side by side, a thread of the numerical libraries each: more threads than cores make all of them slower
+JOBS ?= 2
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+NBTEST := OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(JOBS) --skip-folder-re 'experiments|checkpoints'
 
 .PHONY: help demo test pytest faults notebooks readme docs lint clean-check hooks wheel bench venv dev
 
@@ -42,11 +46,11 @@ demo: $(VENV)/.installed
 	$(BIN)/mednist-demo --dst $(DEMO)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/nbdev-test --n-workers 1 --skip-folder-re 'experiments|checkpoints'
-	$(BIN)/python -m pytest tests
+	$(NBTEST)
+	$(TEST) tests
 
 pytest: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests
+	$(TEST) tests
 
 # small disks are mounted and devices made only where that is allowed, as for root on Linux
 faults: $(VENV)/.installed-dev
@@ -54,7 +58,7 @@ faults: $(VENV)/.installed-dev
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev-export
-	$(BIN)/nbdev-test --save --n-workers 1 --skip-folder-re 'experiments|checkpoints'
+	$(NBTEST) --save
 	$(BIN)/nbdev-clean
 
 readme: $(VENV)/.installed-dev

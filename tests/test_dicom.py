@@ -36,7 +36,7 @@ def test_the_bundled_files_are_there():
     "So that the tests below can't pass by finding nothing"
     assert len(PICTURES)>=80 and len(EXPECTED)>=80
 
-@pytest.mark.parametrize('name', EXPECTED)
+@pytest.mark.parametrize('name', sorted(EXPECTED))
 def test_bundled_errors(name):
     with pytest.raises(EXPECTED[name]) as e: open_image(FILES[name])
     assert type(e.value) is EXPECTED[name]

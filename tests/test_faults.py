@@ -656,10 +656,11 @@ def test_50_levels_deep(tmp_path, tiny, phantom_files):
     res = {}
     for move in False,True:
         df = res[move] = classify_folder(src, tmp_path/f'dst{move}', tiny, move=move, progress=False)
-        done = df[df.status=='sorted']
-        assert len(done)>=50 and len(df)-len(done)==1 and done.destination.is_unique and done.label.nunique()==1
+        done,left = df[df.status=='sorted'],df[df.status!='sorted']
+        assert len(done)>=50 and done.destination.is_unique and done.label.nunique()==1
         assert {Path(o).read_bytes() for o in done.destination}=={pic+b'%d'%i for i in range(len(done))}
-        assert df.status[df.status!='sorted'].item() in ('skipped','unreadable') and df.error[df.status!='sorted'].item()
+        # the first folder that can't be reached; and the picture above it where the limit falls between the two
+        assert len(left) in (1,2) and left.status.isin(['skipped','unreadable']).all() and (left.error!='').all()
     assert res[True].path.tolist()==res[False].path.tolist()
 
 # ---- 5. learners
