@@ -156,6 +156,9 @@ def test_a_network_of_the_literature_trains_by_its_recipe(recipe, index, tmp_pat
     rec = run(r, tmp_path/'run', df=index, bar=False)
     assert rec['metrics'][0]['n'] == (index.split=='test').sum()
     assert len({e['train_loss'] for e in rec['training']['epochs']}) == len(rec['training']['epochs'])
+    code = 'import sys; from mednist_fastai.infer import Torch; from mednist_fastai.learner import open_learner; print(Torch(open_learner(sys.argv[1]), "cpu").precision)'
+    res = subprocess.run([sys.executable, '-c', code, str(tmp_path/'run'/'learner')], capture_output=True, text=True) # a fresh process, whose timm knows its own networks only
+    assert res.stdout=='float32\n', res.stderr
     with pytest.raises(DataError, match='optimiser'): train(_edit(r, opt='adamw'), index, path=tmp_path, bar=False)
     with pytest.raises(DataError, match='schedule'): train(_edit(r, schedule='cosine'), index, path=tmp_path, bar=False)
 
