@@ -21,3 +21,4 @@ from .audit import *
 from .robust import *
 from .explain import *
 from .sort import *
+from .search import *

@@ -1125,9 +1125,12 @@ def classify_folder(
     duplicates:str='keep', # 'link': a further file of the same content becomes a hard link to the first one's copy (copies only)
     risk:float=None, # In place of `min_confidence`: the share of the sorted files that may be wrong; the learner knows the confidence that keeps it
     strangers:str='review', # 'sort': images of no known class are put into a class all the same
+    store=None, # A `Store`, or whatever has its `record`: takes in the files that were placed, with their predictions
 ): # DataFrame, a row a file, sorted by path; the same as the report in `dst`
     "Sort image files into one folder a class; raises `SortError` or `LearnerError` before the first file is touched, or `SortError` when `dst` can't be written to"
-    given = dict(locals())
+    given = {k:v for k,v in locals().items() if k!='store'}
     with tempfile.TemporaryDirectory() if dry_run else nullcontext() as tmp:
         _sort_folder(**given, _to=tmp and os.path.join(tmp, f'report.{report}'))
-        return read_report(os.path.join(tmp or os.path.abspath(os.path.expanduser(os.fspath(dst))), f'report.{report}'))
+        df = read_report(os.path.join(tmp or os.path.abspath(os.path.expanduser(os.fspath(dst))), f'report.{report}'))
+    if store is not None and not dry_run: store.record(df, open_learner(learner))
+    return df

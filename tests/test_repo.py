@@ -49,7 +49,7 @@ def test_public_names_are_documented(p):
     assert not [n.name for n in _public(p) if not ast.get_docstring(n)]
 
 order = '''images data sources phantom render outliers augment corrupt blocks models train interpret trust engines strangers learner infer assure evaluate
-    audit robust explain sort search store cli'''.split()
+    audit robust explain sort search store retrain cli'''.split()
 
 @pytest.mark.parametrize('p', [p for p in modules if p.stem in order], ids=lambda p: p.stem)
 def test_imports_go_one_way(p):
@@ -88,4 +88,4 @@ def test_metadata_is_read_from_settings():
     have = {re.split(r'[>=<\[ ;]', r)[0].lower() for r in m.requires('mednist_fastai') if 'extra ==' not in r}
     assert want==have
     scripts = {e.name for e in m.entry_points(group='console_scripts') if e.value.startswith('mednist_fastai')}
-    assert {'mednist-data','mednist-audit','mednist-train','mednist-sort','mednist-explain','mednist-demo'} <= scripts
+    assert {'mednist-data','mednist-audit','mednist-train','mednist-sort','mednist-explain','mednist-search','mednist-store','mednist-retrain','mednist-demo'} <= scripts
