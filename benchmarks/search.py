@@ -6,7 +6,7 @@
 Vectors are those of MedNIST images (phantoms where MEDNIST_FASTAI_DATA names no data) by the learner in the package, each as often as needed with
 normal noise of a twentieth of their spread; queries are further ones of the same kind. Building runs in a process of its own, whose peak memory is told.
 """
-import argparse, json, os, resource, subprocess, sys, tempfile, time
+import argparse, json, os, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 import numpy as np
 
@@ -24,14 +24,18 @@ def vectors(n, queries, seed=0):
     def draw(m): return (e[rng.integers(len(e), size=m)]+spread*rng.normal(size=(m,e.shape[1]))).astype(np.float32)
     return draw(n),draw(queries),f'{what}: {len(e):,} vectors, with noise'
 
+def peak():
+    "Peak memory of this process, MiB (Linux; `ru_maxrss` would count that of the process it was forked from)"
+    return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))/1024
+
 def build(box):
     "What the other process does"
     from mednist_fastai.search import SearchIndex
     v = np.load(box/'v.npy')
     ix = SearchIndex.create(box/'index')
-    base,start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024,time.perf_counter()
+    base,start = peak(),time.perf_counter()
     ix.add_vectors([f'{i:07}.png' for i in range(len(v))], v, [f'{i:064x}' for i in range(len(v))])
-    print(json.dumps(dict(build_seconds=time.perf_counter()-start, peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, peak_mib_before=base)))
+    print(json.dumps(dict(build_seconds=time.perf_counter()-start, peak_mib=peak(), peak_mib_before=base)))
 
 def clock(f, times=3):
     "Seconds of the fastest of some runs"
@@ -40,6 +44,7 @@ def clock(f, times=3):
     return min(best)
 
 def main():
+    warnings.filterwarnings('ignore', category=FutureWarning) # of torch, to the authors of packages
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--n', type=int, default=1_000_000); p.add_argument('--queries', type=int, default=2000); p.add_argument('--write', type=Path)
     p.add_argument('--build', type=Path, help=argparse.SUPPRESS)

@@ -8,6 +8,7 @@ __all__ = ['DEPTH', 'Prediction', 'DeviceError', 'Torch', 'Predictor', 'predict_
 # %% ../nbs/10_infer.ipynb #00a7c1e5
 import os, threading
 from collections import deque
+from importlib import import_module
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
@@ -62,7 +63,7 @@ class Torch:
     name,precision = 'torch','float32'
     def __init__(self, lf, device='cuda'):
         import timm, torch
-        import mednist_fastai.models # the networks of the literature are in timm's registry only then
+        import_module('mednist_fastai.models') # the networks of the literature are in timm's registry only then
         if lf.info.get('library')=='scikit-learn': raise DeviceError(f'{lf.path.name} is a scikit-learn pipeline, which has no weights for a GPU; use device=\'cpu\'')
         if device=='cuda' and not torch.cuda.is_available(): raise DeviceError(f"device='cuda': torch {torch.__version__} finds no usable GPU; check nvidia-smi, and install a torch with CUDA")
         p,self.device = lf.info['preprocessing'],device

@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np, pandas as pd
-from fastcore.basics import patch
 from .data import DataError, index_digest, near_pairs, pixel_matrix
-from .blocks import STRANGER
 from .train import Recipe, recipe_index, train
 from .trust import fit_thresholds, thresholds_rule
 from .learner import HOME, LearnerError, add_precisions, open_learner, save_learner, set_thresholds
@@ -206,7 +204,9 @@ class Retraining:
     gates: dict # name -> `Comparison`
     left: pd.DataFrame # people's labels that were not used, with the reason
     record: dict # counts, verdicts, recipe
-    def __repr__(self): return '\n'.join([f'{"promoted" if self.promoted else "refused"}: {self.path.name}', *(f'{k}: {o}' for k,o in self.gates.items()), f'{len(self.left)} of people\'s labels were not used'])
+    def __repr__(self):
+        head = f'{"promoted" if self.promoted else "refused"}: {self.path.name}'
+        return '\n'.join([head, *(f'{k}: {o}' for k,o in self.gates.items()), f'{len(self.left)} of people\'s labels were not used'])
 
 def _gates(old, new, base, held, tolerance):
     g = dict(test=compare(old, new, base, tolerance=tolerance))
@@ -233,10 +233,11 @@ def fine_tuned(
     "Train a learner on from where it is, and save it"
     if old.info.get('library')=='scikit-learn': raise RetrainError(f'{old.info["name"]} is a scikit-learn pipeline, which can\'t be trained on; train a new one with `run`')
     r = Recipe(**old.info['record']['recipe'])
-    r = replace(r, name=f'{r.name.split("+people")[0]}+people', weights=str(old.path), freeze_epochs=1, epochs=epochs, lr=lr, lr_mult=1., alpha=None, seed=seed, save_best=False, stop_ratio=0., stop_after=0, reduce_lr_after=0)
+    r = replace(r, name=f'{r.name.split("+people")[0]}+people', weights='', epochs=epochs, lr=lr, alpha=None, seed=seed, opt='adam', schedule='one_cycle',
+        ema=0., save_best=False, stop_ratio=0., stop_after=0, reduce_lr_after=0) # few steps: an average would be of the start
     path = Path(path)
-    learn,record = train(r, df, path=path.parent, bar=False)
-    record['recipe']['weights'] = old.info['name'] # a path means nothing elsewhere
+    learn,record = train(r, df, path=path.parent, bar=False, start=old.path)
+    record['start'] = dict(name=old.info['name'], digest=old.digest)
     save_learner(learn, path, record, name=r.name, precisions=())
     if not whole: return record
     fit_trust(path, df)
@@ -268,12 +269,14 @@ def retrain(
         left = pd.concat([left, use[twin].assign(reason='a near twin of a test image')], ignore_index=True)
         use = use[~twin].reset_index(drop=True)
         held = held_out(use.digest, share)
-        if not (~held).any(): raise RetrainError(f'none of {len(people)} labels of people can be trained on ({left.reason.value_counts().to_dict()}, {int(held.sum())} held out for the gate); more labels are needed')
+        if not (~held).any(): raise RetrainError(f'none of {len(people)} labels of people can be trained on ({left.reason.value_counts().to_dict()}, '
+            f'{int(held.sum())} held out for the gate); more labels are needed')
         new = home/'candidate'
         shutil.rmtree(new, ignore_errors=True)
         fine_tuned(old, retraining_index(base, use[~held], seed=kwargs.get('seed', 0), **how), new, **kwargs)
         gates = _gates(old.path, new, base, _held_index(use[held], base), tolerance)
-        record = dict(people=len(people), used=int((~held).sum()), held=int(held.sum()), left=left.reason.value_counts().to_dict(), gates={k:repr(o) for k,o in gates.items()}, by=by)
+        record = dict(people=len(people), used=int((~held).sum()), held=int(held.sum()), left=left.reason.value_counts().to_dict(),
+            gates={k:repr(o) for k,o in gates.items()}, by=by)
         return _decide(home, new, gates, left, record)
 
 # %% ../nbs/14b_retrain.ipynb #7275969e

@@ -32,8 +32,9 @@ class UnknownError(StoreError): "There is no such image, user, label or comment"
 ROLES = 'reader','reviewer','admin' # each may do what those before it may
 LABEL_STATUSES = 'validated','corrected','unsure','withdrawn'
 
-metadata = sa.MetaData(naming_convention=dict(ix='ix_%(table_name)s_%(column_0_name)s', uq='uq_%(table_name)s_%(column_0_name)s', fk='fk_%(table_name)s_%(column_0_name)s', pk='pk_%(table_name)s'))
-_EXACT = dict(mysql_charset='utf8mb4', mysql_collate='utf8mb4_bin', mariadb_charset='utf8mb4', mariadb_collate='utf8mb4_bin', mysql_engine='InnoDB', mariadb_engine='InnoDB')
+_of_table = {k:f'{k}_%(table_name)s_%(column_0_name)s' for k in ('ix','uq','fk')} # names that all engines and the migrations share
+metadata = sa.MetaData(naming_convention=_of_table | dict(pk='pk_%(table_name)s'))
+_EXACT = {f'{e}_{k}':v for e in ('mysql','mariadb') for k,v in dict(charset='utf8mb4', collate='utf8mb4_bin', engine='InnoDB').items()}
 _BLOB = sa.LargeBinary(2**24-1) # MEDIUMBLOB where that matters
 
 def _table(name, *columns): return sa.Table(name, metadata, *columns, **_EXACT)
@@ -50,8 +51,8 @@ images = _table('images', _id(), _text('digest', 64, unique=True), _text('source
     sa.Column('width', sa.Integer, nullable=False), sa.Column('height', sa.Integer, nullable=False), sa.Column('size', sa.BigInteger, nullable=False),
     _text('path', 190), _time(), sa.Column('burned_in', sa.Boolean, nullable=True))
 members = _table('members', _id(), _of('images'), _of('datasets'), sa.UniqueConstraint('image_id', 'dataset_id'))
-predictions = _table('predictions', _id(), _of('images'), _text('learner', 64, index=True), sa.Column('labels', sa.Text, nullable=False), sa.Column('probabilities', _BLOB, nullable=False),
-    _text('label', 1000), sa.Column('confidence', sa.Double, nullable=False), sa.Column('stranger', sa.Double, nullable=True), _time())
+predictions = _table('predictions', _id(), _of('images'), _text('learner', 64, index=True), sa.Column('labels', sa.Text, nullable=False),
+    sa.Column('probabilities', _BLOB, nullable=False), _text('label', 1000), sa.Column('confidence', sa.Double, nullable=False), sa.Column('stranger', sa.Double, nullable=True), _time())
 labels = _table('labels', _id(), _of('images'), sa.Column('version', sa.Integer, nullable=False), _of('users'), _text('label', 1000), _text('status', 16), _time(),
     sa.UniqueConstraint('image_id', 'version'))
 comments = _table('comments', _id(), _of('images'), _of('users'), sa.Column('text', sa.Text, nullable=False), _time())
@@ -72,7 +73,8 @@ def _engine(url):
     drivers = dict(postgresql='psycopg', mysql='pymysql', mariadb='pymysql')
     if kind in drivers and '+' not in url.drivername: url = url.set(drivername=f'{kind}+{drivers[kind]}')
     if kind not in ('sqlite',*drivers): raise StoreError(f'{kind} is not supported: use SQLite, PostgreSQL, MariaDB or MySQL')
-    try: engine = sa.create_engine(url, pool_pre_ping=kind!='sqlite', **(dict(connect_args=dict(timeout=60)) if kind=='sqlite' else dict(isolation_level='READ COMMITTED')))
+    how = dict(connect_args=dict(timeout=60)) if kind=='sqlite' else dict(isolation_level='READ COMMITTED', pool_pre_ping=True)
+    try: engine = sa.create_engine(url, **how)
     except ImportError as e: raise StoreError(f"the driver of {kind} is missing ({e.name}): pip install 'mednist_fastai[store]'") from e
     if kind=='sqlite': _sqlite(engine)
     return engine
@@ -131,8 +133,9 @@ class Store:
     def _check_version(self):
         have,scripts = _revision(self.engine),_head(self.engine)
         if have==scripts.get_current_head(): return
-        if have is None or have in {o.revision for o in scripts.walk_revisions()}: raise StoreVersionError(f'the database of {self.root} has schema {have}, this version works with {scripts.get_current_head()}: run `mednist-store upgrade {self.root}`, after a backup')
-        raise StoreVersionError(f'the database of {self.root} has schema {have}, which this version does not know: update mednist_fastai')
+        known = have is None or have in {o.revision for o in scripts.walk_revisions()}
+        raise StoreVersionError(f'the database of {self.root} has schema {have}, ' + (f'this version works with {scripts.get_current_head()}: '
+            f'run `mednist-store upgrade {self.root}`, after a backup' if known else 'which this version does not know: update mednist_fastai'))
 
 # %% ../nbs/14_store.ipynb #5b8c4750
 def _key(root):
@@ -219,7 +222,8 @@ def frame(self:Store, query): # DataFrame
 
 # %% ../nbs/14_store.ipynb #073fa6b9
 def _check_name(name):
-    if not isinstance(name, str) or not 0<len(name)<=190 or name!=name.strip() or any(ord(c)<32 for c in name): raise StoreError(f'{name!r} can\'t be a name: up to 190 characters, no control characters, no blanks around it')
+    if isinstance(name, str) and 0<len(name)<=190 and name==name.strip() and not any(ord(c)<32 for c in name): return
+    raise StoreError(f'{name!r} can\'t be a name: up to 190 characters, no control characters, no blanks around it')
 
 @patch
 def _begin_users(self:Store, admin):
@@ -436,8 +440,8 @@ def add_predictions(self:Store,
             ids = self._known(con, [r['digest'] for r in part])
             for r in part:
                 if r['digest'] not in ids: raise UnknownError(f'there is no image {r["digest"][:12]} in this store; add it first')
-            con.execute(predictions.insert(), [dict(image_id=ids[r['digest']], learner=learner.digest, labels=names, probabilities=_f32(r['probabilities']), label=r['label'],
-                confidence=float(r['confidence']), stranger=r.get('stranger'), time=now()) for r in part])
+            con.execute(predictions.insert(), [dict(image_id=ids[r['digest']], learner=learner.digest, labels=names, probabilities=_f32(r['probabilities']),
+                label=r['label'], confidence=float(r['confidence']), stranger=r.get('stranger'), time=now()) for r in part])
             for r in part:
                 if r.get('vector') is not None: self._set_vector(con, ids[r['digest']], learner.digest, r['vector'])
             _trail(con, by, 'add predictions', learner.digest, n=len(part))
@@ -468,7 +472,9 @@ def remove_vector(self:Store, digest:str, learner, by:str):
 @patch
 def vector(self:Store, digest:str, learner)->np.ndarray: # float32 (D,)
     "The vector of an image by a `LearnerFolder`; raises `UnknownError`"
-    with self.read() as con: b = con.execute(sa.select(vectors.c.data).where(vectors.c.image_id==self.image_id(con, digest), vectors.c.learner==learner.digest)).scalar()
+    with self.read() as con:
+        mine = vectors.c.image_id==self.image_id(con, digest), vectors.c.learner==learner.digest
+        b = con.execute(sa.select(vectors.c.data).where(*mine)).scalar()
     if b is None: raise UnknownError(f'image {digest[:12]} has no vector of this learner')
     return np.frombuffer(b, '<f4')
 
@@ -488,7 +494,8 @@ def classify(self:Store,
             if o.error: raise StoreError(f'object {d[:12]} can\'t be read ({o.error.reason}); run `mednist-store check`')
             p = o.probabilities
             label = '|'.join(l for l,hit in zip(lf.labels, predictor.decide(p)) if hit) if multi else lf.labels[int(p.argmax())]
-            yield dict(digest=d, probabilities=p, label=label, confidence=confidence(p[None], lf.thresholds if multi else None)[0], stranger=o.stranger, vector=o.embedding)
+            sure = confidence(p[None], lf.thresholds if multi else None)[0]
+            yield dict(digest=d, probabilities=p, label=label, confidence=sure, stranger=o.stranger, vector=o.embedding)
     digests = list(digests)
     return self.add_predictions(rows(), lf, by)
 
@@ -536,7 +543,8 @@ def history(self:Store, digest:str): # DataFrame: version, by, label, status, ti
     "All labels of an image"
     import pandas as pd
     with self.read() as con: i = self.image_id(con, digest)
-    df = self.frame(sa.select(labels.c.version, users.c.name.label('by'), labels.c.label, labels.c.status, labels.c.time).join(users).where(labels.c.image_id==i).order_by(labels.c.version))
+    q = sa.select(labels.c.version, users.c.name.label('by'), labels.c.label, labels.c.status, labels.c.time).join(users).where(labels.c.image_id==i)
+    df = self.frame(q.order_by(labels.c.version))
     return df.assign(time=pd.to_datetime(df.time, unit='us', utc=True))
 
 @patch
@@ -584,7 +592,8 @@ def find(self:Store,
 ): # DataFrame: digest, path, name, predicted, confidence, stranger, label, status, version, time
     "Images that meet all conditions"
     p,l = _latest(predictions, predictions.c.id),_latest(labels, labels.c.version)
-    q = sa.select(images.c.digest, images.c.path, images.c.name, p.c.label.label('predicted'), p.c.confidence, p.c.stranger, l.c.label, l.c.status, l.c.version, images.c.time)
+    q = sa.select(images.c.digest, images.c.path, images.c.name, p.c.label.label('predicted'), p.c.confidence, p.c.stranger, l.c.label, l.c.status, l.c.version,
+        images.c.time)
     q = q.select_from(images.outerjoin(p, p.c.image_id==images.c.id).outerjoin(l, l.c.image_id==images.c.id))
     if label is not None: q = q.where(_has(l.c.label, label), l.c.status.in_(['validated','corrected']))
     if predicted is not None: q = q.where(_has(p.c.label, predicted))
@@ -593,7 +602,8 @@ def find(self:Store,
     if dataset is not None: q = q.where(images.c.id.in_(sa.select(members.c.image_id).join(datasets).where(datasets.c.name==dataset)))
     if since is not None: q = q.where(images.c.time>=since)
     if until is not None: q = q.where(images.c.time<until)
-    if comment is not None: q = q.where(images.c.id.in_(sa.select(comments.c.image_id).where(sa.func.lower(comments.c.text).like(_like(comment.lower()), escape='!'))))
+    if comment is not None:
+        q = q.where(images.c.id.in_(sa.select(comments.c.image_id).where(sa.func.lower(comments.c.text).like(_like(comment.lower()), escape='!'))))
     if burned_in is not None: q = q.where(images.c.burned_in==burned_in)
     return self.frame(q.order_by(*([p.c.confidence] if uncertain else []), images.c.time, images.c.digest).limit(limit))
 
@@ -606,7 +616,8 @@ def people(self:Store,
     df = self.find(dataset=dataset)
     df = df[df.status.isin(['validated','corrected','unsure'])]
     each = _latest_by_user()
-    said = self.frame(sa.select(images.c.digest, users.c.name, each.c.label, each.c.status).select_from(each.join(images, images.c.id==each.c.image_id).join(users, users.c.id==each.c.user_id)))
+    joined = each.join(images, images.c.id==each.c.image_id).join(users, users.c.id==each.c.user_id)
+    said = self.frame(sa.select(images.c.digest, users.c.name, each.c.label, each.c.status).select_from(joined))
     said = said[said.status.isin(['validated','corrected'])].sort_values(['digest','name'])
     by = said.groupby('digest').agg(users=('name','|'.join), n=('name','size'), conflict=('label',lambda o: o.nunique()>1))
     df = df.join(by, on='digest').fillna(dict(users='', n=0)).assign(path=[str(self.root/o) for o in df.path])
@@ -706,7 +717,9 @@ def export(self:Store,
                 w = csv.writer(f, lineterminator='\n')
                 w.writerow([c.name for c in t.c])
                 n = 0
-                for r in con.execution_options(yield_per=1000).execute(sa.select(t).order_by(t.c.id)): w.writerow([_cell(_normal(v, c)) for v,c in zip(r, t.c)]); n += 1
+                for r in con.execution_options(yield_per=1000).execute(sa.select(t).order_by(t.c.id)):
+                    w.writerow([_cell(_normal(v, c)) for v,c in zip(r, t.c)])
+                    n += 1
             manifest['rows'][t.name] = n
         for path, in con.execute(sa.select(images.c.path).order_by(images.c.id)):
             (new/path).parent.mkdir(parents=True, exist_ok=True)
@@ -773,7 +786,9 @@ def record(self:Store,
     for i in range(0, len(placed), 500):
         part = placed.iloc[i:i+500]
         got = self.add_images(part.destination, by, dataset)
-        with self.read() as con: said = set(con.execute(sa.select(images.c.digest).join(predictions).where(predictions.c.learner==learner.digest, images.c.digest.in_([o for o in got if isinstance(o, str)]))).scalars())
+        there = images.c.digest.in_([o for o in got if isinstance(o, str)])
+        q = sa.select(images.c.digest).join(predictions).where(predictions.c.learner==learner.digest, there)
+        with self.read() as con: said = set(con.execute(q).scalars())
         probs = part[[f'p_{l}' for l in learner.labels]].to_numpy(np.float32)
         rows = [dict(digest=d, probabilities=p, label=r.label, confidence=r.confidence, stranger=None if r.stranger!=r.stranger else r.stranger)
                 for d,p,r in zip(got, probs, part.itertuples()) if isinstance(d, str) and d not in said]

@@ -31,6 +31,7 @@ from fastai.optimizer import Adam, SGD
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.metrics import AccumMetric, ActivationType, accuracy
 from fastai.torch_core import set_seed
+import timm
 from timm.utils import ModelEmaV3
 from .data import DataError, fastai_folder, get_index, index_digest, make_split, pool_index, relative_paths, split_digest
 from .phantom import make_phantoms
@@ -431,6 +432,7 @@ def train(
     root=None, # Where the source is looked for first
     path='.', # Folder for `history.csv` and checkpoints
     bar:bool=True, # Show fastai's progress bar and table?
+    start=None, # Learner folder with the same classes to train on from, its last layer included (`recipe.weights` begins with a new one)
 )->tuple: # (Learner, record)
     "Train by a recipe; the same recipe on the same machine gives the same figures"
     if recipe.arch=='svm': raise DataError('an svm is not a network: `fit_svm` trains it, and `run` does all of it')
@@ -439,12 +441,20 @@ def train(
     set_seed(recipe.seed, reproducible=True) # before the DataLoaders, which draw the seed of their shuffling when made
     dls = recipe_dls(recipe, df)
     learn = recipe_learner(recipe, dls, path)
-    start = time.perf_counter()
+    if start is not None: _go_on(learn, recipe.arch, Path(start))
+    began = time.perf_counter()
     with _quiet(learn, bar): _fit(recipe, learn)
-    record['training'] = _training(learn, time.perf_counter()-start)
+    record['training'] = _training(learn, time.perf_counter()-began)
     return learn,record
 
 # %% ../nbs/06_train.ipynb #7e8aaf2e
+def _go_on(learn, arch, folder):
+    "Take over the whole network of a learner folder"
+    c = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    if (c['architecture'],c['label_names'])!=(arch,list(learn.dls.vocab)):
+        raise DataError(f'{folder} is a {c["architecture"]} of {", ".join(c["label_names"])}; a training can go on from it with this architecture and these classes only, not {arch} of {", ".join(learn.dls.vocab)}')
+    learn.model.load_state_dict(timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict())
+
 def _quiet(learn, bar):
     stack = ExitStack()
     if not bar: stack.enter_context(learn.no_bar()); stack.enter_context(learn.no_logging())

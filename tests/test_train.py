@@ -166,3 +166,14 @@ def test_the_stop_rule_stops_and_a_fitting_network_goes_on(recipe, index, tmp_pa
     "Any ratio above a tiny limit stops after `stop_ratio_epochs`; a huge limit never does"
     n = [len(train(_edit(recipe, epochs=5, stop_ratio=s, stop_ratio_epochs=2), index, path=tmp_path, bar=False)[1]['training']['epochs']) for s in (1e-9, 1e9)]
     assert n == [2, 5]
+
+def test_training_goes_on_from_a_learner_last_layer_included(recipe, index, tmp_path):
+    "With no step taken, what comes out is what went in; other classes and another architecture are refused"
+    first,_ = train(_edit(recipe, epochs=2), index, path=tmp_path, bar=False)
+    save_learner(first, tmp_path/'first', precisions=())
+    again,_ = train(_edit(recipe, epochs=1, lr=0., wd=0.), index, path=tmp_path, bar=False, start=tmp_path/'first')
+    for (k,a),b in zip(first.model.named_parameters(), again.model.parameters()): assert torch.equal(a, b), k
+    fewer = index[index.label!=index.label.iloc[0]].copy()
+    fewer.attrs = index.attrs
+    with pytest.raises(DataError, match='these classes only'): train(recipe, fewer, path=tmp_path, bar=False, start=tmp_path/'first')
+    with pytest.raises(DataError, match='this architecture'): train(_edit(recipe, arch='mednet'), index, path=tmp_path, bar=False, start=tmp_path/'first')
