@@ -1042,6 +1042,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mednist_fastai.search._check_files': ('search.html#_check_files', 'mednist_fastai/search.py'),
                                        'mednist_fastai.search._choose_probe': ('search.html#_choose_probe', 'mednist_fastai/search.py'),
                                        'mednist_fastai.search._faiss': ('search.html#_faiss', 'mednist_fastai/search.py'),
+                                       'mednist_fastai.search._mapped': ('search.html#_mapped', 'mednist_fastai/search.py'),
                                        'mednist_fastai.search._near': ('search.html#_near', 'mednist_fastai/search.py'),
                                        'mednist_fastai.search._one': ('search.html#_one', 'mednist_fastai/search.py'),
                                        'mednist_fastai.search._propose': ('search.html#_propose', 'mednist_fastai/search.py'),

@@ -63,7 +63,7 @@ def nearest(
     return faiss.knn(np.ascontiguousarray(queries, np.float32), vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
 
 # %% ../nbs/13_search.ipynb #420c6887
-RECALL = .995 # of the ten nearest, found for a sample whenever an index changes
+RECALL = .999 # of the ten nearest, found for a sample whenever an index changes
 
 def _cells(vectors, seed):
     "An inverted file of about 4 sqrt(n) cells, trained on a sample"
@@ -74,7 +74,7 @@ def _cells(vectors, seed):
     ivf.train(np.ascontiguousarray(vectors[np.sort(np.random.default_rng(seed).choice(n, min(n, 40*lists), replace=False))]))
     return ivf
 
-def _propose(ivf, queries, k, probe, spare=2):
+def _propose(ivf, queries, k, probe, spare=4):
     "Ids of candidates, more than asked for since they are ranked in half precision; -1 where there are fewer"
     ivf.nprobe = min(probe, ivf.nlist)
     return ivf.search(queries, k*spare)[1]
@@ -92,15 +92,15 @@ def _recall(found, true, tie=1e-6):
     return float((found>=true[:,-1:]-tie).mean())
 
 def _choose_probe(ivf, vectors, ids, seed, n=500, k=11):
-    "How many cells to look into, and the recall that was measured with it; the first of `k` is the image itself"
+    "How many cells to look into, and the recall that was measured with half of them; the first of `k` is the image itself"
     some = np.sort(np.random.default_rng(seed).choice(len(vectors), min(n, len(vectors)), replace=False))
     q = np.ascontiguousarray(vectors[some])
-    true,probe = nearest(vectors, q, k)[0],4
+    true,probe,last = nearest(vectors, q, k)[0],4,-1
     while True:
         found = _rank(vectors, q, _rows_of(ids, _propose(ivf, q, k, probe)), k)[0]
         got = _recall(found[:,1:], true[:,1:])
-        if got>=RECALL or probe>=ivf.nlist: return min(probe, ivf.nlist),got
-        probe *= 2
+        if got>=RECALL or got==last or probe>=ivf.nlist: return min(2*probe, ivf.nlist),got
+        probe,last = 2*probe,got
 
 def _rows_of(ids, found):
     "Positions of ids, which are in order; -1 stays"
@@ -155,6 +155,13 @@ def _tidy(path, config):
         with suppress(PermissionError): f.unlink() # open elsewhere, on Windows; the next change removes it
 
 # %% ../nbs/13_search.ipynb #92120a98
+def _mapped(file):
+    "An inverted file, read where it lies"
+    faiss = _faiss()
+    ivf = faiss.read_index(str(file), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    faiss.downcast_InvertedLists(ivf.invlists).prefetch_nthread = 0 # it starts 32 threads a query, which cost many times the search
+    return ivf
+
 class _Generation:
     "The files of an index as they were when it was opened"
     def __init__(self, path, config, verify):
@@ -163,8 +170,7 @@ class _Generation:
         self.vectors = np.load(path/self.names['vectors'], mmap_mode='r')
         self.db,self.lock = self.connect(),threading.Lock()
         self.ids = np.array([i for i, in self.db.execute('SELECT id FROM row ORDER BY id')], np.int64)
-        faiss = _faiss() if 'near' in self.names else None
-        self.ivf = faiss.read_index(str(path/self.names['near']), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY) if faiss else None
+        self.ivf = _mapped(path/self.names['near']) if 'near' in self.names else None
         n = config['n']
         if self.vectors.shape!=(n,config['dim']) or len(self.ids)!=n or (self.ivf is not None and self.ivf.ntotal!=n): raise ValueError(f'there should be {n} images')
 
