@@ -297,24 +297,25 @@ def mednist_search(
     remove:str=None, # Remove the image of this path
     learner:str=None, # Learner folder whose vectors are used; the one in the package where it is left out
     k:int=10, # How many images
+    no_twins:store_true=False, # Leave out near twins of the image, such as another export of the same picture
     figure:str=None, # Save a picture of the image and those found to this file
 ):
     "Look for similar images, by the vectors of a learner"
     from mednist_fastai.search import SearchIndex
     _at_least(1, k=k)
     if not (image or add or remove): raise ArgumentError('nothing to do: give an image, --add or --remove')
-    ix = SearchIndex.create(index, learner) if add and not Path(index).exists() else SearchIndex(index, learner)
+    ix = SearchIndex.create(index, learner) if add and not (Path(index)/'config.json').exists() else SearchIndex(index, learner)
     if add:
         res = ix.index(add, prune)
         for path,why in res.left: print(f'left out: {path}: {why}', file=sys.stderr)
         print(f'{res.added:,} added, {res.changed:,} changed, {res.kept:,} as they were, {res.removed:,} removed, {len(res.left):,} left out; {len(ix):,} images in {index}')
     if remove: print(f'{ix.remove(paths=[str(Path(remove).absolute()), remove]):,} removed')
-    if image: _show_similar(ix, image, k, figure)
+    if image: _show_similar(ix, image, k, figure, not no_twins)
 
-def _show_similar(ix, image, k, figure):
+def _show_similar(ix, image, k, figure, twins):
     print('similarity  label  path')
-    for r in ix.similar(image, k).itertuples(): print(f'{r.similarity:.4f}  {r.label or "-"}  {r.path}')
-    if figure: ix.figure(image, min(k, 12)).savefig(figure)
+    for r in ix.similar(image, k, twins=twins).itertuples(): print(f'{r.similarity:.4f}  {r.label or "-"}  {r.path}')
+    if figure: ix.figure(image, min(k, 12), twins=twins).savefig(figure)
 
 # %% ../nbs/15_cli.ipynb #9717f959
 def _store_verbs():

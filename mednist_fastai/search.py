@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'RECALL', 'SearchError', 'IndexNotFoundError', 'IndexExistsError', 'IndexDamagedError', 'IndexFormatError',
-           'IndexBusyError', 'OtherLearnerError', 'unit_vectors', 'nearest', 'SearchIndex', 'Indexed']
+           'IndexBusyError', 'IndexWriteError', 'OtherLearnerError', 'unit_vectors', 'nearest', 'SearchIndex',
+           'Indexed']
 
 # %% ../nbs/13_search.ipynb #b9fee5c4
-import hashlib, json, os, sqlite3, threading
-from contextlib import closing, contextmanager
+import hashlib, json, os, re, sqlite3, tempfile, threading
+from contextlib import closing, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from fastcore.basics import chunked, patch
-from .images import load_image
+from fastcore.basics import GetAttr, chunked, patch
+from .images import ImageError, _utf8, load_image
+from .engines import cores
 from .learner import file_digest, open_learner
 from .infer import Predictor
 from .sort import SMALL, scan_folder
@@ -25,6 +28,7 @@ class IndexExistsError(SearchError): "Something is already there; making an inde
 class IndexDamagedError(SearchError): "A file of the index is missing or is not the one that was saved"
 class IndexFormatError(SearchError): "The index is in a layout that this version does not read"
 class IndexBusyError(SearchError): "Another process is changing this index"
+class IndexWriteError(SearchError): "A change could not be saved; the index is as it was"
 class OtherLearnerError(SearchError): "The index was made by another learner, whose vectors mean something else"
 
 # %% ../nbs/13_search.ipynb #b506074c
@@ -43,9 +47,10 @@ def unit_vectors(
 EXACT = 100_000 # vectors up to which every search is exact
 
 def _faiss():
-    "FAISS, which nothing else here needs"
+    "FAISS, which nothing else here needs, with its threads bounded"
     try: import faiss
     except ImportError as e: raise SearchError("similar images are found with FAISS: pip install 'mednist_fastai[search]'") from e
+    faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), cores(), 8)) # holds for the thread that asks
     return faiss
 
 def nearest(
@@ -58,7 +63,7 @@ def nearest(
     return faiss.knn(np.ascontiguousarray(queries, np.float32), vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
 
 # %% ../nbs/13_search.ipynb #420c6887
-RECALL = .995 # of the ten nearest, found for a sample when an index is built
+RECALL = .999 # of the ten nearest, found for a sample whenever an index changes
 
 def _cells(vectors, seed):
     "An inverted file of about 4 sqrt(n) cells, trained on a sample"
@@ -69,7 +74,7 @@ def _cells(vectors, seed):
     ivf.train(np.ascontiguousarray(vectors[np.sort(np.random.default_rng(seed).choice(n, min(n, 40*lists), replace=False))]))
     return ivf
 
-def _propose(ivf, queries, k, probe, spare=2):
+def _propose(ivf, queries, k, probe, spare=4):
     "Ids of candidates, more than asked for since they are ranked in half precision; -1 where there are fewer"
     ivf.nprobe = min(probe, ivf.nlist)
     return ivf.search(queries, k*spare)[1]
@@ -82,38 +87,49 @@ def _rank(vectors, queries, rows, k):
     best = np.argsort(-sims, axis=1, kind='stable')[:,:k]
     return np.take_along_axis(sims, best, 1),np.take_along_axis(rows, best, 1)
 
-def _recall(found, true):
-    "Share of the rows of `true` that are in `found`, each without its first: the image itself"
-    return float(np.mean([len(set(f) & set(t[1:]))/len(t[1:]) for f,t in zip(found.tolist(), true.tolist())]))
+def _recall(found, true, tie=1e-6):
+    "Share of neighbours found: similarities (N,k) of those found, and of the true ones, each from the largest"
+    return float((found>=true[:,-1:]-tie).mean())
 
 def _choose_probe(ivf, vectors, ids, seed, n=500, k=11):
-    "How many cells to look into, and the recall that was measured with it"
+    "How many cells to look into, and the recall that was measured with half of them; the first of `k` is the image itself"
     some = np.sort(np.random.default_rng(seed).choice(len(vectors), min(n, len(vectors)), replace=False))
     q = np.ascontiguousarray(vectors[some])
-    true = ids[nearest(vectors, q, k)[1]]
-    probe = 4
+    true,probe,last = nearest(vectors, q, k)[0],4,-1
     while True:
-        got = _recall(_propose(ivf, q, k, probe), true)
-        if got>=RECALL or probe>=ivf.nlist: return min(probe, ivf.nlist),got
-        probe *= 2
+        found = _rank(vectors, q, _rows_of(ids, _propose(ivf, q, k, probe)), k)[0]
+        got = _recall(found[:,1:], true[:,1:])
+        if got>=RECALL or got==last or probe>=ivf.nlist: return min(2*probe, ivf.nlist),got
+        probe,last = 2*probe,got
+
+def _rows_of(ids, found):
+    "Positions of ids, which are in order; -1 stays"
+    return np.where(found<0, -1, np.searchsorted(ids, np.maximum(found, 0)))
 
 # %% ../nbs/13_search.ipynb #e7f07352
 _FORMAT,_CONFIG = 1,'config.json'
-_TABLE = 'CREATE TABLE row (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, digest TEXT NOT NULL, label TEXT NOT NULL, size INTEGER NOT NULL, mtime INTEGER NOT NULL); CREATE INDEX by_digest ON row (digest)'
+_OURS = re.compile(r'vectors-\d+\.npy|table-\d+\.sqlite|near-\d+\.faiss')
+_TABLE = '''PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;
+CREATE TABLE row (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, digest TEXT NOT NULL, label TEXT NOT NULL, size INTEGER NOT NULL, mtime INTEGER NOT NULL);
+CREATE INDEX by_digest ON row (digest)'''
+_KEYS = dict(learner=dict, dim=int, generation=int, n=int, names=dict, files=dict) # what a configuration must hold
 
 def _read_config(path):
     file = path/_CONFIG
     if not file.is_file(): raise IndexNotFoundError(f'{path} holds no index; make one with `SearchIndex.create` or `mednist-search INDEX --add FOLDER`')
     try: c = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e: raise IndexDamagedError(f'{file} is no JSON ({e}); make the index again') from e
-    if not isinstance(c, dict) or not isinstance(c.get('format'), int): raise IndexDamagedError(f'{file} is not the configuration of an index; make the index again')
+    damaged = IndexDamagedError(f'{file} is not the configuration of an index; make the index again')
+    if not isinstance(c, dict) or type(c.get('format')) is not int: raise damaged
     if c['format']>_FORMAT: raise IndexFormatError(f'{path} is in format {c["format"]}, this version reads up to {_FORMAT}: update mednist_fastai')
+    if any(not isinstance(c.get(k), t) for k,t in _KEYS.items()) or not {'name','digest'}<=set(c['learner']): raise damaged
+    if set(c['files'])!=set(c['names'].values()) or not all(map(_OURS.fullmatch, c['files'])): raise damaged
     return c
 
 def _check_files(path, files):
     for name,digest in files.items():
         if not (path/name).is_file(): raise IndexDamagedError(f'{path/name} is missing; make the index again')
-        if file_digest(path/name)!=digest: raise IndexDamagedError(f'{path/name} is not the file that was saved; make the index again')
+        if digest and file_digest(path/name)!=digest: raise IndexDamagedError(f'{path/name} is not the file that was saved; make the index again')
 
 # %% ../nbs/13_search.ipynb #a0071b7a
 def _synced(file):
@@ -132,76 +148,128 @@ def _replace_config(path, config):
         try: os.fsync(fd)
         finally: os.close(fd)
 
+def _tidy(path, config):
+    "Remove files of other generations: earlier ones, and changes that were cut off; nothing else that lies in the folder"
+    for f in path.iterdir():
+        if not _OURS.fullmatch(f.name) or f.name in config['files']: continue
+        with suppress(PermissionError): f.unlink() # open elsewhere, on Windows; the next change removes it
+
+# %% ../nbs/13_search.ipynb #92120a98
+def _mapped(file):
+    "An inverted file, read where it lies"
+    faiss = _faiss()
+    ivf = faiss.read_index(str(file), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    faiss.downcast_InvertedLists(ivf.invlists).prefetch_nthread = 0 # it starts 32 threads a query, which cost many times the search
+    return ivf
+
+class _Generation:
+    "The files of an index as they were when it was opened"
+    def __init__(self, path, config, verify):
+        self.path,self.config,self.names = path,config,config['names']
+        _check_files(path, config['files'] if verify else dict.fromkeys(config['files']))
+        self.vectors = np.load(path/self.names['vectors'], mmap_mode='r')
+        self.db,self.lock = self.connect(),threading.Lock()
+        self.ids = np.array([i for i, in self.db.execute('SELECT id FROM row ORDER BY id')], np.int64)
+        self.ivf = _mapped(path/self.names['near']) if 'near' in self.names else None
+        n = config['n']
+        if self.vectors.shape!=(n,config['dim']) or len(self.ids)!=n or (self.ivf is not None and self.ivf.ntotal!=n): raise ValueError(f'there should be {n} images')
+
+    def connect(self): return sqlite3.connect(f'{(self.path/self.names["table"]).resolve().as_uri()}?mode=ro&immutable=1', uri=True, check_same_thread=False)
+    def __del__(self):
+        if hasattr(self, 'db'): self.db.close()
+
+def _read_generation(path, config=None, verify=True):
+    "The generation that is true now; raises `IndexDamagedError`"
+    c = config or _read_config(path)
+    try: return _Generation(path, c, verify)
+    except (IndexDamagedError, OSError, ValueError, RuntimeError, KeyError, sqlite3.Error) as e:
+        if (new := _read_config(path))['generation']!=c['generation']: return _read_generation(path, new, verify) # replaced while it was read
+        if isinstance(e, IndexDamagedError): raise
+        raise IndexDamagedError(f"{path} can't be read ({e}); make the index again") from e
+
 # %% ../nbs/13_search.ipynb #56933f21
-class SearchIndex:
+class SearchIndex(GetAttr):
     "An index of images by their vectors"
+    _default = '_now' # `config`, `vectors`, `ids` and `ivf` are those of the generation that is open
     def __init__(self,
         path, # The folder of the index
         learner=None, # Path of the learner folder that made it; the one in the package where None
         verify:bool=True, # Compare the sha256 of every file with the saved one?
     ):
-        self.path,self.learner,self._predictor,self._lock = Path(path),open_learner(learner),None,threading.Lock()
+        self.path,self.learner,self._predictor = Path(path),open_learner(learner),None
         self._open(verify)
     def __len__(self): return self.config['n']
-    def __repr__(self): return f'SearchIndex({self.path.name}: {len(self):,} images, {self.config["dim"]} numbers each, {"approximate" if self.config["near"] else "exact"}, by {self.config["learner"]["name"]})'
+    def __repr__(self): return f'SearchIndex({self.path.name}: {len(self):,} images, {self.config["dim"]} numbers each, {"approximate" if self.ivf else "exact"}, by {self.config["learner"]["name"]})'
 
-    @classmethod
-    def create(cls,
-        path, # Folder to make
-        learner=None, # Path of a learner folder; the one in the package where None
-    ): # `SearchIndex` with no images
-        "Make an empty index; raises `IndexExistsError`"
-        path,lf = Path(path),open_learner(learner)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())): raise IndexExistsError(f'{path} is there and not empty; choose another folder')
-        path.mkdir(parents=True, exist_ok=True)
-        dim = Predictor(lf, device='cpu', precision='float32').forward(np.zeros((1,lf.channels,lf.size,lf.size), np.uint8))[1].shape[1]
-        _write_generation(path, dict(format=_FORMAT, learner=dict(name=lf.info['name'], digest=lf.digest), dim=dim, generation=-1), np.empty((0,dim), np.float32), [])
-        return cls(path, lf)
+@patch
+def _open(self:SearchIndex, verify=True):
+    "Read the configuration and map the files"
+    c,lf = _read_config(self.path),self.learner
+    if c['learner']['digest']!=lf.digest: raise OtherLearnerError(f'{self.path} was made by {c["learner"]["name"]} ({c["learner"]["digest"][:12]}), not by {lf.info["name"]} ({lf.digest[:12]}): '
+        "vectors of two learners can't be compared. Give that learner, or make a new index with this one")
+    self._now = _read_generation(self.path, c, verify)
 
 # %% ../nbs/13_search.ipynb #f6918116
-def _write_vectors(file, old, keep, new):
+def _write_vectors(file, dim, old, keep, new):
     "Vectors that stay, then new ones, a part at a time"
-    out = np.lib.format.open_memmap(file, 'w+', np.float32, (len(keep)+len(new), old.shape[1]))
-    for i in range(0, len(keep), 65536): out[i:i+65536][:len(keep)-i] = old[keep[i:i+65536]]
-    out[len(keep):] = new
-    out.flush()
-    return out
+    with open(file, 'wb') as f:
+        np.lib.format.write_array_header_1_0(f, dict(descr='<f4', fortran_order=False, shape=(len(keep)+len(new),dim)))
+        for i in range(0, len(keep), 65536): f.write(np.ascontiguousarray(old[keep[i:i+65536]], '<f4').data)
+        if len(new): f.write(np.ascontiguousarray(new, '<f4').data)
 
 def _write_table(file, rows):
     "A fresh table of `rows`: id, path, digest, label, size, mtime"
     with closing(sqlite3.connect(file)) as db:
-        db.executescript(f'PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; {_TABLE}')
+        db.executescript(_TABLE)
         db.executemany('INSERT INTO row VALUES (?,?,?,?,?,?)', rows)
         db.commit()
 
-def _write_generation(path, config, vectors, rows, keep=(), old=None, near=None):
-    "Write all files of a generation and make it the true one; `near` is the inverted file of the vectors, or None"
-    g = config['generation']+1
-    names = dict(vectors=f'vectors-{g}.npy', table=f'table-{g}.sqlite', **(dict(near=f'near-{g}.faiss') if near else {}))
-    for n in names.values(): (path/n).unlink(missing_ok=True) # of a change that was cut off
-    all_ = _write_vectors(path/names['vectors'], vectors if old is None else old, np.asarray(keep, np.int64), vectors if old is not None else vectors[:0])
-    _write_table(path/names['table'], rows)
-    if near: _faiss().write_index(near['ivf'], str(path/names['near']))
-    saved = {n:_synced(path/n) for n in names.values()}
-    _replace_config(path, config | dict(generation=g, n=len(all_), names=names, files=saved, near=near and {k:o for k,o in near.items() if k!='ivf'}))
-    for f in path.iterdir():
-        if f.suffix in ('.npy','.sqlite','.faiss') and f.name not in saved:
-            try: f.unlink()
-            except PermissionError: pass # open elsewhere, on Windows; the next change removes it
+@contextmanager
+def _whole(path, config):
+    "What fails inside leaves the index as it was"
+    try: yield
+    except BaseException as e:
+        with suppress(OSError, SearchError):
+            if _read_config(path)['generation']==config['generation']: _tidy(path, config)
+        if not isinstance(e, (OSError, RuntimeError, sqlite3.Error)): raise
+        raise IndexWriteError(f'{path} can\'t be changed ({e}); make room or look at its permissions, and try again') from e
 
-# %% ../nbs/13_search.ipynb #cbefbd32
-@patch
-def _open(self:SearchIndex, verify=True):
-    "Read the configuration and map the files"
-    c = self.config = _read_config(self.path)
-    if c['learner']['digest']!=self.learner.digest: raise OtherLearnerError(f'{self.path} was made by {c["learner"]["name"]} ({c["learner"]["digest"][:12]}), not by {self.learner.info["name"]} ({self.learner.digest[:12]}): vectors of two learners can\'t be compared. Give that learner, or make a new index with this one')
-    if verify: _check_files(self.path, c['files'])
-    try: self.vectors = np.load(self.path/c['names']['vectors'], mmap_mode='r')
-    except (OSError, ValueError) as e: raise IndexDamagedError(f'{self.path/c["names"]["vectors"]} can\'t be read ({e}); make the index again') from e
-    self.db = sqlite3.connect(f'{(self.path/c["names"]["table"]).resolve().as_uri()}?mode=ro&immutable=1', uri=True, check_same_thread=False)
-    self.ids = np.fromiter((i for i, in self.db.execute('SELECT id FROM row ORDER BY id')), np.int64, c['n'])
-    faiss = _faiss() if c['near'] else None
-    self.ivf = faiss.read_index(str(self.path/c['names']['near']), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY) if c['near'] else None
+# %% ../nbs/13_search.ipynb #efec6c29
+def _write_generation(path, config, rows, new, keep=(), old=None, near=None):
+    "Write all files of the next generation and make it the true one; `near` makes its inverted file from its vectors"
+    g = config['generation']+1
+    names = dict(vectors=f'vectors-{g}.npy', table=f'table-{g}.sqlite')
+    _write_vectors(path/names['vectors'], config['dim'], old, keep, new)
+    _write_table(path/names['table'], rows)
+    how = near and near(np.load(path/names['vectors'], mmap_mode='r'))
+    if how:
+        names['near'] = f'near-{g}.faiss'
+        _faiss().write_index(how.pop('ivf'), str(path/names['near']))
+    saved = {n:_synced(path/n) for n in names.values()}
+    config = config | dict(generation=g, n=len(keep)+len(new), names=names, files=saved, near=how)
+    _replace_config(path, config)
+    _tidy(path, config)
+
+# %% ../nbs/13_search.ipynb #1d6749fe
+@patch(cls_method=True)
+def create(cls:SearchIndex,
+    path, # Folder to make
+    learner=None, # Path of a learner folder; the one in the package where None
+): # `SearchIndex` with no images
+    "Make an empty index; raises `IndexExistsError`"
+    path,lf = Path(path),open_learner(learner)
+    exists = IndexExistsError(f'{path} is there and not empty; choose another folder')
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())): raise exists
+    dim = Predictor(lf, device='cpu', precision='float32').forward(np.zeros((1,lf.channels,lf.size,lf.size), np.uint8))[1].shape[1]
+    config = dict(format=_FORMAT, learner=dict(name=lf.info['name'], digest=lf.digest), dim=dim, generation=-1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.saving-') as d: # made aside: a creation that is cut off is in nobody's way
+        new = Path(d)/'index'
+        new.mkdir()
+        with _whole(new, config): _write_generation(new, config, [], np.empty((0,dim), np.float32))
+        try: path.exists() and path.rmdir(); os.rename(new, path)
+        except OSError as e: raise exists from e
+    return cls(path, lf)
 
 # %% ../nbs/13_search.ipynb #8acb6785
 @patch(as_prop=True)
@@ -215,7 +283,7 @@ class Indexed(NamedTuple):
     added: int # new in the index
     changed: int # in it before, with another content
     kept: int # in it, as they were
-    removed: int # in it before and gone from the folder
+    removed: int # in it before; gone from the folder, or changed and not readable any more
     left: list # (path, reason) of what could not be indexed
 
 class _Row(NamedTuple):
@@ -231,62 +299,54 @@ def _changing(self):
     except Timeout as e: raise IndexBusyError(f'{self.path} is being changed by another process; wait for it') from e
     try:
         if _read_config(self.path)['generation']!=self.config['generation']: self._open()
-        yield
+        _tidy(self.path, self.config)
+        yield self._now
     finally: lock.release()
 
-def _near(self, vectors, ids, drop, ids_new, new):
-    "The inverted file after a change, or None where every search is exact; built again once the number of vectors has doubled"
-    n = len(ids)-len(drop)+len(new)
-    if n<=EXACT: return
-    faiss,built = _faiss(),(self.config['near'] or {}).get('built', 0)
-    if built and n<=2*built:
-        ivf = faiss.read_index(str(self.path/self.config['names']['near']))
-        if len(drop): ivf.remove_ids(ids[drop])
-        if len(new): ivf.add_with_ids(new, ids_new)
-        return dict(ivf=ivf, **{k:self.config['near'][k] for k in ('probe','recall','built')})
-    return n
-
 # %% ../nbs/13_search.ipynb #3f0c9b52
-def _built(path, n):
-    "A new inverted file over the vectors of a generation that was just written"
-    c = _read_config(path)
-    vectors = np.load(path/c['names']['vectors'], mmap_mode='r')
-    with closing(sqlite3.connect(path/c['names']['table'])) as db: ids = np.fromiter((i for i, in db.execute('SELECT id FROM row ORDER BY id')), np.int64, n)
-    ivf = _cells(vectors, 0)
-    for i in range(0, n, 65536): ivf.add_with_ids(np.ascontiguousarray(vectors[i:i+65536]), ids[i:i+65536])
-    probe,recall = _choose_probe(ivf, vectors, ids, 0)
-    return dict(ivf=ivf, probe=int(probe), recall=recall, built=int(n))
+def _near(now, ids, drop, new):
+    "What makes the inverted file of a generation with `ids` from its vectors; None where every search is exact"
+    n,built = len(ids),(now.config.get('near') or {}).get('built', 0)
+    def fresh(vectors):
+        ivf = _cells(vectors, 0)
+        for i in range(0, n, 65536): ivf.add_with_ids(np.ascontiguousarray(vectors[i:i+65536]), ids[i:i+65536])
+        return ivf
+    def changed():
+        ivf = _faiss().read_index(str(now.path/now.names['near']))
+        if len(drop): ivf.remove_ids(now.ids[drop])
+        if len(new): ivf.add_with_ids(new, ids[-len(new):])
+        return ivf
+    def make(vectors):
+        again = now.ivf is None or n>2*built
+        ivf = fresh(vectors) if again else changed()
+        probe,recall = _choose_probe(ivf, vectors, ids, 0)
+        return dict(ivf=ivf, probe=int(probe), recall=recall, built=n if again else built)
+    return make if n>EXACT else None
 
+# %% ../nbs/13_search.ipynb #2824e517
 @patch
 def _change(self:SearchIndex, drop, rows, new):
     "A generation without the vectors at `drop`, and with `new` ones of `rows` (path, digest, label, size, mtime)"
-    first = int(self.ids[-1])+1 if len(self.ids) else 0
-    keep,ids_new = np.setdiff1d(np.arange(len(self.ids)), drop),np.arange(first, first+len(new))
-    gone = set(self.ids[drop].tolist())
-    old = (r for r in self.db.execute('SELECT * FROM row ORDER BY id') if r[0] not in gone)
-    both = (r for part in (old, ((int(i),*r) for i,r in zip(ids_new, rows))) for r in part)
-    near = _near(self, self.vectors, self.ids, drop, ids_new, new)
-    _write_generation(self.path, self.config, new, both, keep, self.vectors, near if isinstance(near, dict) else None)
-    if isinstance(near, int): _add_near(self.path, near)
-    self._open(verify=False)
-
-# %% ../nbs/13_search.ipynb #2824e517
-def _add_near(path, n):
-    "The generation just written, with an inverted file beside its vectors"
-    c,near = _read_config(path),_built(path, n)
-    name = f'near-{c["generation"]}.faiss'
-    _faiss().write_index(near.pop('ivf'), str(path/name))
-    c['names']['near'],c['files'][name],c['near'] = name,_synced(path/name),near
-    _replace_config(path, c)
+    now = self._now
+    keep,first = np.setdiff1d(np.arange(len(now.ids)), drop),int(now.ids[-1])+1 if len(now.ids) else 0
+    ids,gone = np.r_[now.ids[keep], np.arange(first, first+len(new))],set(now.ids[drop].tolist())
+    with closing(now.connect()) as db, _whole(self.path, now.config):
+        old = (r for r in db.execute('SELECT * FROM row ORDER BY id') if r[0] not in gone)
+        both = chain(old, ((i,*r) for i,r in zip(ids[len(keep):].tolist(), rows)))
+        _write_generation(self.path, now.config, both, new, keep, now.vectors, _near(now, ids, drop, new))
+    self._now = _read_generation(self.path, verify=False)
 
 @patch
-def _where(self:SearchIndex, column, values):
+def where(self:_Generation, column, values):
     "Positions of the rows whose `column` is one of `values`"
-    ids = []
-    for part in chunked(list(values), 500): ids += [i for i, in self.db.execute(f'SELECT id FROM row WHERE {column} IN ({",".join("?"*len(part))})', part)]
+    ids,ask = [],f'SELECT id FROM row WHERE {column} IN '
+    with self.lock:
+        for part in chunked(values, 500): ids += [i for i, in self.db.execute(f'{ask} ({",".join("?"*len(part))})', part)]
     return np.searchsorted(self.ids, np.sort(np.array(ids, np.int64)))
 
 # %% ../nbs/13_search.ipynb #4029414e
+def _one(o): "A single path or digest as a list of one"; return [o] if isinstance(o, (str,bytes,os.PathLike)) else list(o)
+
 @patch
 def add_vectors(self:SearchIndex,
     paths, # N paths; one that is in the index already gets the new vector
@@ -295,23 +355,27 @@ def add_vectors(self:SearchIndex,
     labels=None, # N labels; '' where None
 )->int: # How many there are now
     "Add images whose vectors are known; raises `SearchError`"
-    new,paths,digests = unit_vectors(vectors),[os.fsencode(o) for o in paths],list(digests)
-    labels = [''] * len(paths) if labels is None else list(labels)
-    if not len(new)==len(paths)==len(digests)==len(labels): raise SearchError(f'{len(paths)} paths, {len(new)} vectors, {len(digests)} digests and {len(labels)} labels: there must be one of each an image')
+    new,paths,digests = unit_vectors(vectors),[os.fsencode(o) for o in _one(paths)],_one(digests)
+    labels = [''] * len(paths) if labels is None else _one(labels)
+    if not len(new)==len(paths)==len(digests)==len(labels):
+        raise SearchError(f'{len(paths)} paths, {len(new)} vectors, {len(digests)} digests and {len(labels)} labels: there must be one of each an image')
     if len(set(paths))<len(paths): raise SearchError('a path is there twice; give each image once')
     if new.shape[1]!=self.config['dim']: raise SearchError(f'vectors have {new.shape[1]} numbers, those of this index {self.config["dim"]}')
-    with _changing(self): self._change(self._where('path', paths), [(p,d,l,-1,-1) for p,d,l in zip(paths, digests, labels)], new)
+    if bad := [o for o in digests if not (isinstance(o, str) and re.fullmatch('[0-9a-f]{64}', o))]: raise SearchError(f'{bad[0]!r} is no sha256 (64 hexadecimal digits); see `file_digest`')
+    if bad := [o for o in labels if not isinstance(o, str)]: raise SearchError(f"the label {bad[0]!r} is no text; '' is for an image without one")
+    if len(new):
+        with _changing(self) as now: self._change(now.where('path', paths), [(p,d,_utf8(l),-1,-1) for p,d,l in zip(paths, digests, labels)], new)
     return len(self)
 
 # %% ../nbs/13_search.ipynb #52d9e10b
-def _files(src, left):
+@patch
+def _files(self:SearchIndex, src, left):
     "The files of a folder with their labels"
-    src = os.path.abspath(os.path.expanduser(os.fspath(src)))
     if not os.path.isdir(src): raise SearchError(f'{src} is no folder')
-    for o in scan_folder(src):
+    for o in scan_folder(src, leave_out=self.path):
         if o.why: left.append((o.path, o.why)); continue
         part = os.path.relpath(o.path, src).split(os.sep)
-        yield _Row(o.path, part[0] if len(part)>1 else '', o.size, o.mtime)
+        yield _Row(o.path, _utf8(part[0]) if len(part)>1 else '', o.size, o.mtime)
 
 @patch
 def _embed(self:SearchIndex, rows, left):
@@ -325,9 +389,9 @@ def _embed(self:SearchIndex, rows, left):
     for o in self.predictor.predict([r.path for r in rows], load):
         r = by[o.path]
         if o.error: left.append((o.path, o.error.reason))
-        elif not np.linalg.norm(o.embedding)>0: left.append((o.path, 'the learner has no vector for it'))
+        elif not 0<np.linalg.norm(o.embedding)<np.inf: left.append((o.path, 'the learner has no vector for it'))
         else: vectors.append(o.embedding); out.append((os.fsencode(r.path), sha[r.path], r.label, r.size, r.mtime))
-    return np.array(vectors, np.float32).reshape(-1, self.config['dim']),out
+    return unit_vectors(np.array(vectors, np.float32).reshape(-1, self.config['dim'])),out
 
 # %% ../nbs/13_search.ipynb #3a704360
 @patch
@@ -337,61 +401,88 @@ def index(self:SearchIndex,
     part:int=50_000, # Files between two saves
 )->Indexed: # Counts, and what could not be read
     "Add the images of a folder, or bring them up to date; raises `SearchError`"
-    left,n,src = [],dict(added=0, changed=0),os.path.abspath(os.path.expanduser(os.fspath(src)))
-    with _changing(self):
+    left,n,src = [],dict(added=0, changed=0, removed=0),os.path.abspath(os.path.expanduser(os.fspath(src)))
+    with _changing(self) as now:
         below = os.fsencode(os.path.join(src, ''))
-        known = {p:(s,m,l) for p,s,m,l in self.db.execute('SELECT path,size,mtime,label FROM row WHERE substr(path,1,?)=?', (len(below),below))}
-        found = list(_files(src, left))
-        todo = [r for r in found if known.get(os.fsencode(r.path))!=(r.size,r.mtime,r.label)]
+        known = {p:o for p,*o in now.db.execute('SELECT path,size,mtime,label FROM row WHERE substr(path,1,?)=?', (len(below),below))}
+        found = list(self._files(src, left))
+        hidden,here = [os.fsencode(p) for p,_ in left],{os.fsencode(r.path) for r in found}
+        todo = [r for r in found if known.get(os.fsencode(r.path))!=[r.size,r.mtime,r.label]]
         for rows in chunked(todo, part):
             vectors,out = self._embed(rows, left)
-            if out: self._change(self._where('path', [o[0] for o in out]), out, unit_vectors(vectors))
-            for o in out: n['changed' if o[0] in known else 'added'] += 1
-        gone = [p for p in known if p not in {os.fsencode(r.path) for r in found}]
-        if prune and gone: self._change(self._where('path', gone), [], np.empty((0,self.config['dim']), np.float32))
-    return Indexed(**n, kept=len(found)-len(todo), removed=len(gone) if prune else 0, left=left)
+            at = self._now.where('path', [os.fsencode(r.path) for r in rows]) # also those that can't be read any more
+            if out or len(at): self._change(at, out, vectors)
+            n['changed'] += (again := sum(o[0] in known for o in out))
+            n['added'],n['removed'] = n['added']+len(out)-again,n['removed']+len(at)-again
+        gone = [p for p in set(known)-here if not any(p==o or p.startswith(o+os.fsencode(os.sep)) for o in hidden)] if prune else []
+        if gone: self._change(self._now.where('path', gone), [], np.empty((0,now.config['dim']), np.float32))
+    return Indexed(**(n | dict(removed=n['removed']+len(gone))), kept=len(found)-len(todo), left=left)
 
 # %% ../nbs/13_search.ipynb #be4f920d
+@patch
+def search(self:_Generation, vectors, k):
+    "Similarities and positions of the `k` most like each vector"
+    if k<1: raise SearchError(f'k is {k}; it must be at least 1')
+    if not len(self.ids): raise SearchError(f'{self.path} holds no images yet; add some with `index`')
+    q = unit_vectors(vectors)
+    if q.shape[1]!=self.config['dim']: raise SearchError(f'vectors have {q.shape[1]} numbers, those of this index {self.config["dim"]}')
+    if self.ivf is None: return nearest(self.vectors, q, k)
+    with self.lock: ids = _propose(self.ivf, q, min(k, len(self.ids)), self.config['near']['probe'])
+    return _rank(self.vectors, q, _rows_of(self.ids, ids), k)
+
+@patch
+def rows(self:_Generation, at):
+    "What the table says of images"
+    import pandas as pd
+    ids = self.ids[np.asarray(at, np.int64)].tolist()
+    with self.lock: found = {i:r for part in chunked(ids, 500) for i,*r in self.db.execute(f'SELECT id,path,label,digest FROM row WHERE id IN ({",".join("?"*len(part))})', part)}
+    return pd.DataFrame([(os.fsdecode(found[i][0]), *found[i][1:]) for i in ids], columns=['path','label','digest'], dtype=object) # a name may be no text
+
+# %% ../nbs/13_search.ipynb #564b6f12
 @patch
 def search(self:SearchIndex,
     vectors, # (N,D), embeddings of this learner
     k:int=10, # Neighbours of each
-)->tuple: # similarities float32 (N,k) from the largest, rows int64 (N,k); -inf and -1 where an approximate search finds fewer
+)->tuple: # similarities float32 (N,k) from the largest, positions int64 (N,k); -inf and -1 where an approximate search finds fewer
     "The images most like each vector"
-    if k<1: raise SearchError(f'k is {k}; it must be at least 1')
-    if not len(self): raise SearchError(f'{self.path} holds no images yet; add some with `index`')
-    q = unit_vectors(vectors)
-    if self.ivf is None: return nearest(self.vectors, q, k)
-    with self._lock: ids = _propose(self.ivf, q, k, self.config['near']['probe'])
-    rows = np.where(ids<0, -1, np.searchsorted(self.ids, np.maximum(ids, 0)))
-    return _rank(self.vectors, q, rows, k)
+    return self._now.search(vectors, k)
 
 @patch
 def rows(self:SearchIndex,
     at, # Positions, as `search` gives them
 ): # DataFrame: path, label, digest; in this order
     "What the table says of images"
-    import pandas as pd
-    ids = self.ids[np.asarray(at, np.int64)].tolist()
-    with self._lock: found = {i:r for part in chunked(ids, 500) for i,*r in self.db.execute(f'SELECT id,path,label,digest FROM row WHERE id IN ({",".join("?"*len(part))})', part)}
-    return pd.DataFrame([(os.fsdecode(found[i][0]), *found[i][1:]) for i in ids], columns=['path','label','digest'], dtype=object) # a name may be no text
+    return self._now.rows(at)
 
 # %% ../nbs/13_search.ipynb #f2531b61
+def _twins_of(image, paths):
+    "Which files are near twins of `image` by their pixels? One that can't be read is none"
+    import pandas as pd
+    from mednist_fastai.data import near_pairs, pixel_matrix
+    x,errors = pixel_matrix(pd.DataFrame(dict(path=[image,*paths])), workers=1)
+    twins = {int(j)-1 for i,j in near_pairs(x)[0] if i==0 and j not in errors}
+    return np.array([i in twins for i in range(len(paths))], bool)
+
 @patch
 def similar(self:SearchIndex,
     image, # An image file
     k:int=10, # How many
     itself:bool=False, # Also files with the very bytes of `image`?
+    twins:bool=True, # Also near twins of `image`?
 ): # DataFrame: path, label, similarity (cosine, -1 to 1), digest; the most similar first
     "The images most like one; raises an `ImageError` where it can't be read"
     if k<1: raise SearchError(f'k is {k}; it must be at least 1')
-    o = next(self.predictor.predict([image]))
+    o,now = next(self.predictor.predict([image])),self._now
     if o.error: raise o.error
     same = set() if itself else {file_digest(image)}
-    more = 0 if itself else len(self._where('digest', same))
-    sims,at = (a[0] for a in self.search(o.embedding[None], k+more))
-    res = self.rows(at[at>=0]).assign(similarity=sims[at>=0])
-    return res[~res.digest.isin(same)].head(k).reset_index(drop=True)[['path','label','similarity','digest']]
+    ask = k+(0 if itself else len(now.where('digest', same)))
+    while True:
+        sims,at = (a[0] for a in now.search(o.embedding[None], ask))
+        res = now.rows(at[at>=0]).assign(similarity=sims[at>=0])
+        n,res = len(res),res[~res.digest.isin(same)]
+        if not twins: res = res[~_twins_of(image, res.path)]
+        if len(res)>=k or n<ask or n==len(now.ids): return res.head(k).reset_index(drop=True)[['path','label','similarity','digest']]
+        ask *= 2
 
 # %% ../nbs/13_search.ipynb #e885de5b
 @patch
@@ -399,26 +490,29 @@ def figure(self:SearchIndex,
     image, # An image file
     k:int=6, # Neighbours
     title:str='', # Above the query; its name where empty
+    **kwargs # To `similar`: `itself`, `twins`
 ): # matplotlib figure
     "An image and those most like it"
     import matplotlib.pyplot as plt
-    found = self.similar(image, k)
+    found = self.similar(image, k, **kwargs)
     fig,axs = plt.subplots(1, k+1, figsize=(1.4*(k+1),1.9), dpi=70, layout='constrained', squeeze=False)
     for ax in axs[0]: ax.axis('off')
     texts = [title or Path(image).name, *(f'{r.label}\n{r.similarity:.3f}' for r in found.itertuples())]
     for ax,p,t in zip(axs[0], [image,*found.path], texts):
-        ax.imshow(load_image(p, 128, self.learner.method, self.learner.mode), cmap='gray', vmin=0, vmax=255)
+        try: ax.imshow(load_image(p, 128, self.learner.method, self.learner.mode), cmap='gray', vmin=0, vmax=255)
+        except ImageError as e: ax.text(.5, .5, type(e).__name__, ha='center', va='center', fontsize=7)
         ax.set_title(t, fontsize=7)
     return fig
 
 # %% ../nbs/13_search.ipynb #0cdfe376
 @patch
 def remove(self:SearchIndex,
-    paths=(), # Paths of images
-    digests=(), # sha256 of contents
+    paths=(), # Paths of images, or one; as they are in the index, or relative to where we are
+    digests=(), # sha256 of contents, or one
 )->int: # How many were removed
     "Remove images from the index; their files stay where they are"
-    with _changing(self):
-        at = np.union1d(self._where('path', [os.fsencode(o) for o in paths]), self._where('digest', list(digests))).astype(np.int64)
-        if len(at): self._change(at, [], np.empty((0,self.config['dim']), np.float32))
+    paths = {os.fsencode(q) for p in _one(paths) for q in (p, os.path.abspath(p))}
+    with _changing(self) as now:
+        at = np.union1d(now.where('path', list(paths)), now.where('digest', _one(digests))).astype(np.int64)
+        if len(at): self._change(at, [], np.empty((0,now.config['dim']), np.float32))
     return len(at)

@@ -173,3 +173,17 @@ def test_the_cache_changes_nothing(recipe, index, fitted, tmp_path, monkeypatch)
     monkeypatch.setenv('FASTAI_HOME', str(tmp_path))
     cached = fit_svm(_edit(recipe, cache=True), index)[1]
     assert cached['training']['grid'] == fitted[1]['training']['grid']
+
+def test_it_finds_similar_images(saved, lab, tmp_path):
+    "Its features before the classifier are vectors as those of a network are"
+    pytest.importorskip('faiss')
+    from mednist_fastai.search import SearchIndex
+    ix = SearchIndex.create(tmp_path/'index', saved)
+    files = sorted((lab/'phantoms').glob('Hand/*.png'))[:5] + sorted((lab/'phantoms').glob('CXR/*.png'))[:5]
+    for f in files: (tmp_path/'in'/f.parent.name).mkdir(parents=True, exist_ok=True); shutil.copy(f, tmp_path/'in'/f.parent.name)
+    assert ix.index(tmp_path/'in').added==10
+    rows = ix.rows(range(10))
+    e = predict_files(rows.path, saved)[1]
+    e /= np.linalg.norm(e, axis=1, keepdims=True)
+    assert ix.config['dim']==e.shape[1]!=96
+    assert ix.similar(rows.path[0], 9).path.tolist()==rows.path[np.argsort(-e@e[0])[1:]].tolist()
