@@ -7,6 +7,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from flask import abort, current_app
 from flask_login import LoginManager, UserMixin, current_user
 from itsdangerous import BadData, URLSafeTimedSerializer
+from .words import N_
 from ..store import ROLES, Store, StoreError, UnknownError, _trail, users
 
 hasher = PasswordHasher()
@@ -46,8 +47,8 @@ def check_password(store, name, password):
 
 def set_password(store, name:str, password:str, by:str):
     "Give a user a password: one's own, or as an admin anybody's; raises `StoreError`"
-    if not 10<=len(password)<=1024: raise StoreError('a password has 10 to 1,024 characters')
-    if len(set(password))<5 or name.casefold() in password.casefold(): raise StoreError('this password is too easy to guess: no repetition, and not the name in it')
+    if not 10<=len(password)<=1024: raise StoreError(N_('A password has 10 to 1,024 characters.'))
+    if len(set(password))<5 or name.casefold() in password.casefold(): raise StoreError(N_('This password is too easy to guess: no repetition, and not the name in it.'))
     with _two: h = hasher.hash(password)
     with store.write(by, 'reader' if name==by else 'admin') as (con,_):
         if not con.execute(users.update().where(users.c.name==name, users.c.active).values(password_hash=h)).rowcount: raise UnknownError(f'{name} is no user of this store')

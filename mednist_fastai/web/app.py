@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 from . import words
 from .accounts import login
-from .box import Box, GoneError, LimitError
+from .box import Box, FullError, GoneError, LimitError
 from .metrics import Metrics
 from .pictures import Cams
 from .runs import Runs
@@ -142,11 +142,13 @@ def _errors(app):
     @app.errorhandler(CSRFError)
     def _csrf(e): return fail(400, _('The form is too old or not of this page. Reload the page and try again.'))
     @app.errorhandler(LimitError)
-    def _limit(e): return fail(413, f'{_(str(e))} {_("Nothing of this upload was kept.")}')
+    def _limit(e): return fail(413, _(str(e))+' '+_('Nothing of this upload was kept.'))
+    @app.errorhandler(FullError)
+    def _full(e): return fail(507, '')
     @app.errorhandler(GoneError)
     def _gone(e): return fail(410, '')
     @app.errorhandler(StoreError)
-    def _store(e): return fail(next(c for k,c in codes if isinstance(e, k)), str(e))
+    def _store(e): return fail(next(c for k,c in codes if isinstance(e, k)), _(str(e)))
     @app.errorhandler(HTTPException)
     def _http(e):
         r = app.make_response(fail(e.code or 500, '' if e.code in _HELP else e.description))

@@ -9,6 +9,7 @@ from .words import N_
 CHUNK = 2**18
 
 class LimitError(Exception): "More than the server takes; nothing of this upload was kept"
+class FullError(Exception): "The disk has no room for an upload"
 class GoneError(Exception): "The session was cleared or is too old"
 
 _SCHEMA = '''CREATE TABLE IF NOT EXISTS file(n INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, size INT NOT NULL, dicom INT NOT NULL, status TEXT NOT NULL,

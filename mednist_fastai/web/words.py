@@ -15,12 +15,12 @@ REASONS = {'empty: 0 bytes':N_('empty: 0 bytes'), 'not one of':N_('not an image 
     'DICOM, cut short':N_('DICOM, cut short or damaged'), 'DICOM without a picture':N_('DICOM without a picture: a report, a plan, an index or the like'),
     'DICOM':N_('DICOM of a kind that is not read here'), 'too large to decode':N_('too large to decode'), 'of a kind that cannot be read':N_('of a kind that is not read here'),
     'encrypted':N_('encrypted'), 'deflated, and more':N_('too large to decode')}
-_SIZE = re.compile(r'\d+ x \d+ pixels, more than')
+_BIG,_SIZE = N_('too many pixels'),re.compile(r'\d+ x \d+ pixels, more than')
 
 def reason(text, gettext):
     "A reason in the language of `gettext`"
     if not text or (said := gettext(text))!=text: return text and said
-    if _SIZE.match(text): return f'{gettext("too many pixels")} ({text})' # N_('too many pixels')
+    if _SIZE.match(text): return f'{gettext(_BIG)} ({text})'
     for start,words in REASONS.items():
         if text.startswith(start): return gettext(words) if words==text else f'{gettext(words)} ({text})' if gettext(words)!=words else text
     return text

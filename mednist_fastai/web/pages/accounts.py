@@ -49,6 +49,6 @@ def password():
     st,f = _state(),request.form
     if check_password(st.store, current_user.name, f.get('old', '')) is None: return render_template('me.html', token='', error=_('The present password is another one.'), done=''),400
     try: set_password(st.store, current_user.name, f.get('new', ''), current_user.name)
-    except StoreError as e: return render_template('me.html', token='', error=str(e), done=''),400
+    except StoreError as e: return render_template('me.html', token='', error=_(str(e)), done=''),400
     login_user(check_password(st.store, current_user.name, f.get('new', '')))
     return render_template('me.html', token='', error='', done=_('Your password is changed. You are signed out everywhere else, and your tokens have ended.'))

@@ -36,14 +36,14 @@ def user():
         have = any(o.name==name and o.active and o.role==role for o in st.store.frame(sa.select(users)).itertuples())
         if not have: st.store.add_user(name, role, current_user.name)
         if password: set_password(st.store, name, password, current_user.name)
-    except StoreError as e: return _page(str(e), code=400)
+    except StoreError as e: return _page(_(str(e)), code=400)
     return redirect(url_for('.index'))
 
 @bp.post('/user/remove')
 @needs('admin')
 def remove():
     try: _state().store.remove_user(request.form.get('name', ''), current_user.name)
-    except StoreError as e: return _page(str(e), code=400)
+    except StoreError as e: return _page(_(str(e)), code=400)
     return redirect(url_for('.index'))
 
 @bp.post('/retrain')

@@ -3,14 +3,13 @@ import secrets, shutil
 from flask import Blueprint, abort, g, make_response, redirect, render_template, request, send_file, session, url_for
 from flask_babel import gettext as _
 from ..app import LANGUAGES, _state, limiter
-from ..box import Box, LimitError, counts, rows, take, waiting, write_zip
-from ..words import N_
+from ..box import Box, FullError, LimitError, counts, rows, take, waiting, write_zip
 
 bp = Blueprint('sort', __name__)
 
 def room(st):
     "Refuse before anything is read where the disk is nearly full"
-    if shutil.disk_usage(st.settings.data).free < st.settings.spare+2*(request.content_length or 0): abort(507)
+    if shutil.disk_usage(st.settings.data).free < st.settings.spare+2*(request.content_length or 0): raise FullError()
 
 def uploads():
     "(name, stream) of what was sent; `names` are the paths within a folder, which browsers don't put into the file's own name"
