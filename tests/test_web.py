@@ -414,7 +414,9 @@ def test_translations_are_complete_and_compiled():
     assert used-have==set() and have-used==set()
     for m in po:
         if not m.id: continue
-        assert all([m.string] if isinstance(m.string, str) else m.string) and not m.fuzzy and mo.get(m.id if isinstance(m.id, str) else m.id[0]).string==m.string
+        said = [m.string] if isinstance(m.string, str) else list(m.string)
+        compiled = mo.get(m.id if isinstance(m.id, str) else m.id[0]).string
+        assert all(said) and not m.fuzzy and said==([compiled] if isinstance(compiled, str) else list(compiled))
         assert not list(m.check(po)), m.id
 
 # A real server, in a process of its own

@@ -8,7 +8,7 @@ from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from flask_login import current_user
 from flask_wtf.csrf import CSRFProtect
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, SecurityError
 from werkzeug.middleware.proxy_fix import ProxyFix
 from . import words
 from .accounts import login
@@ -149,6 +149,8 @@ def _errors(app):
     def _gone(e): return fail(410, '')
     @app.errorhandler(StoreError)
     def _store(e): return fail(next(c for k,c in codes if isinstance(e, k)), _(str(e)))
+    @app.errorhandler(SecurityError) # called by a name that is not ours: no page, since no address of one could be told
+    def _name(e): return 'This server is not known by that name; see --names\n',400,{'Content-Type':'text/plain'}
     @app.errorhandler(HTTPException)
     def _http(e):
         r = app.make_response(fail(e.code or 500, '' if e.code in _HELP else e.description))
