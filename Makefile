@@ -11,13 +11,14 @@ JOBS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 NBTEST := OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(JOBS) --skip-folder-re 'experiments|checkpoints'
 
-.PHONY: help demo test pytest faults notebooks readme docs lint clean-check hooks wheel bench venv dev
+.PHONY: help demo test pytest faults notebooks translations readme docs lint clean-check hooks wheel bench venv dev
 
 help:
 	@echo "make demo       train and sort on synthetic images: no data, no network but the package index"
 	@echo "make test       install the dev extras and run every test"
 	@echo "make faults     the fault tests in full: kills, full disks, bad input (minutes)"
 	@echo "make notebooks  run the library notebooks and keep their outputs"
+	@echo "make translations  bring the page's French catalogue up to date with its English"
 	@echo "make readme     write README.md from nbs/index.ipynb"
 	@echo "make docs       render every notebook as a page in _docs/"
 	@echo "make lint       chkstyle over the notebooks"
@@ -60,6 +61,11 @@ notebooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev-export
 	$(NBTEST) --save
 	$(BIN)/nbdev-clean
+
+# what is new or has changed is left empty in messages.po; write it there and run this once more
+translations: $(VENV)/.installed-dev
+	cd mednist_fastai/web && ../../$(BIN)/pybabel -q extract -F translations/babel.cfg -k N_ --no-location --omit-header -o translations/messages.pot . \
+	 && ../../$(BIN)/pybabel -q update -i translations/messages.pot -d translations -l fr -w 10000 --no-fuzzy-matching && rm translations/messages.pot && ../../$(BIN)/pybabel -q compile -d translations
 
 readme: $(VENV)/.installed-dev
 	$(BIN)/jupyter nbconvert --log-level ERROR --config nbs/nbconvert_config.py --to markdown --output-dir $(README_DIR) --output README nbs/index.ipynb

@@ -1079,6 +1079,15 @@ def _head(lf, min_confidence, strangers, window, frame):
     if lf.task=='multi_label': how['thresholds'] = _floats(lf.thresholds.tobytes(), len(lf.labels))[0]
     return dict(learner=lf.digest, name=lf.path.name, labels=lf.labels, min_confidence=min_confidence, **how)
 
+# %% ../nbs/12_sort.ipynb #2614c735
+def _learner_of(o): return o.learner if isinstance(o, Predictor) else open_learner(o)
+
+def _predictor_of(learner, lf, **choices):
+    "The `Predictor` that was given, or a new one"
+    if not isinstance(learner, Predictor): return Predictor(lf, **choices)
+    if own := [*_given(**choices)]: raise SortError(f'a Predictor comes with its own {", ".join(own)}; give a learner folder, or leave that out')
+    return learner
+
 # %% ../nbs/12_sort.ipynb #27c23bcc
 def _sort_folder(src, dst, learner=None, move=False, recursive=True, min_confidence=None, batch_size=None, workers=None, device=None, progress=True,
     per_finding=None, window=None, frame=None, precision=None, report='csv', dry_run=False, duplicates='keep', risk=None, strangers='review', _to=None
@@ -1086,13 +1095,14 @@ def _sort_folder(src, dst, learner=None, move=False, recursive=True, min_confide
     "`classify_folder` without the table: counts come back, and the report is in `dst`"
     src,dst = (os.path.abspath(os.path.expanduser(os.fspath(o))) for o in (src,dst))
     _check_choices(min_confidence, risk, strangers, report, duplicates, move)
-    lf = open_learner(learner)
+    lf = _learner_of(learner)
     _check_task(lf, per_finding)
     if min_confidence is None: min_confidence = lf.min_confidence(risk)
     limit = lf.stranger_threshold if strangers=='review' else None
     task = (_Findings if lf.task=='multi_label' else _Classes)(lf)
     _check_folders(src, dst, task.folders)
-    pred,head = Predictor(lf, device, batch_size, workers, window, frame, precision),_head(lf, min_confidence, limit, window, frame)
+    pred = _predictor_of(learner, lf, device=device, batch_size=batch_size, workers=workers, window=window, frame=frame, precision=precision)
+    head = _head(lf, min_confidence, limit, pred.window, pred.frame)
     def open_journal(state, table): return closing(_Journal(os.path.join(state, 'journal.jsonl'), head, table, not dry_run))
     with _destination(dst), closing(_Table()) as table, _state(dst, dry_run) as state, open_journal(state, table) as journal:
         run = _Run(src, dst, pred, task, journal, move, recursive, min_confidence, per_finding, duplicates, dry_run, limit)
@@ -1108,7 +1118,7 @@ def _sort_folder(src, dst, learner=None, move=False, recursive=True, min_confide
 def classify_folder(
     src, # Folder with the files to sort
     dst, # Folder to sort them into; made if it isn't there
-    learner=None, # Path of a learner folder, or a `LearnerFolder`; the one in the package where None
+    learner=None, # Path of a learner folder, a `LearnerFolder`, or a `Predictor` that is open already; the learner in the package where None
     move:bool=False, # Move the files? By default they are copied
     recursive:bool=True, # Look into subfolders?
     min_confidence:float=None, # Files below this confidence go to `_review`; None is what the learner says, where it does, and 0 is none
@@ -1132,5 +1142,5 @@ def classify_folder(
     with tempfile.TemporaryDirectory() if dry_run else nullcontext() as tmp:
         _sort_folder(**given, _to=tmp and os.path.join(tmp, f'report.{report}'))
         df = read_report(os.path.join(tmp or os.path.abspath(os.path.expanduser(os.fspath(dst))), f'report.{report}'))
-    if store is not None and not dry_run: store.record(df, open_learner(learner))
+    if store is not None and not dry_run: store.record(df, _learner_of(learner))
     return df

@@ -1,0 +1,100 @@
+"Drop files, see where they went, take them home"
+import secrets, shutil
+from flask import Blueprint, abort, g, make_response, redirect, render_template, request, send_file, session, url_for
+from flask_babel import gettext as _
+from ..app import LANGUAGES, _state, limiter
+from ..box import Box, FullError, LimitError, counts, rows, take, waiting, write_zip
+
+bp = Blueprint('sort', __name__)
+
+def room(st):
+    "Refuse before anything is read where the disk is nearly full"
+    if shutil.disk_usage(st.settings.data).free < st.settings.spare+2*(request.content_length or 0): raise FullError()
+
+def uploads():
+    "(name, stream) of what was sent; `names` are the paths within a folder, which browsers don't put into the file's own name"
+    files,names = request.files.getlist('files'),request.form.getlist('names')
+    names = names if len(names)==len(files) else [o.filename for o in files]
+    return [(n or o.filename, o.stream) for n,o in zip(names, files) if o.filename or n]
+
+def progress(box):
+    "How far a session is"
+    run = _state().runs.active.get(box.sid)
+    left = waiting(box)
+    return dict(running=run is not None, left=max(0, left-(run.done if run else 0)), error='' if run else box.note('error'))
+
+def _page(template, code=200):
+    st,box = _state(),g.box
+    status,label = request.args.get('status') or None,request.args.get('label')
+    found,page,pages,n = rows(box, status, label, request.args.get('page', 1, int)) if box else ([],1,1,0)
+    c = counts(box) if box else dict(all=0, labels=[])
+    return render_template(template, box=box, counts=c, rows=found, page=page, pages=pages, n=n, status=status, label=label, progress=progress(box) if box else None, kept=box and box.note('kept')),code
+
+@bp.get('/')
+def index(): return _page('sort.html')
+
+@bp.get('/results')
+def results(): return _page('_session.html')
+
+@bp.post('/upload')
+@limiter.limit('300/minute')
+def upload():
+    st = _state()
+    room(st)
+    given = uploads()
+    if not given: abort(400)
+    box = g.box or Box.create(st.settings)
+    try: st.metrics.uploads.inc(take(box, given))
+    except LimitError:
+        if not g.box: st.runs.clear(box)
+        raise
+    g.box,session['sid'] = box,box.sid
+    st.runs.start(box)
+    if not request.headers.get('HX-Request'): return redirect(url_for('.index'))
+    return render_template('_progress.html', progress=progress(box), counts=counts(box))
+
+@bp.get('/progress')
+def show_progress():
+    if not g.box: abort(410)
+    p = progress(g.box)
+    if p['running']: return render_template('_progress.html', progress=p, counts=counts(g.box))
+    r = make_response(_page('_session.html'))
+    r.headers.update({'HX-Retarget':'#session', 'HX-Reswap':'outerHTML'})
+    return r
+
+@bp.post('/again')
+def again():
+    "Go on after a failure"
+    if not g.box: abort(410)
+    _state().runs.start(g.box)
+    return redirect(url_for('.index'))
+
+@bp.get('/download')
+@limiter.limit('20/minute')
+def download():
+    if not g.box: abort(410)
+    st = _state()
+    if waiting(g.box): return redirect(url_for('.index'))
+    lf = st.runs.learner
+    at = g.box.part/f'{secrets.token_hex(8)}.zip'
+    try:
+        write_zip(g.box, *(g.box.learner() or (lf.labels, lf.task=='multi_label')), at)
+        f = open(at, 'rb')
+    finally: # open, it stays until it is sent, and no crash leaves it behind; where that can't be (Windows) the next start removes it
+        try: at.unlink(missing_ok=True)
+        except PermissionError: pass
+    return send_file(f, 'application/zip', as_attachment=True, download_name='sorted.zip')
+
+@bp.post('/clear')
+def clear():
+    "The person's own wish: everything of this session goes"
+    if g.box: _state().runs.clear(g.box)
+    session.pop('sid', None)
+    return redirect(url_for('.index'))
+
+@bp.post('/language')
+def language():
+    if request.form.get('language') in LANGUAGES: session['language'] = request.form['language']
+    back = request.form.get('back', '')
+    # only a path of this page: //elsewhere and /\elsewhere are addresses of other hosts
+    return redirect(back if back.startswith('/') and not back.startswith(('//','/\\')) and '\n' not in back else url_for('.index'))

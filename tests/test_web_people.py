@@ -1,0 +1,289 @@
+"The page for people who sign in: who may do what, labels that nobody loses, similar images, the learner's home"
+import io, json, re, threading, time
+from pathlib import Path
+import pytest
+from mednist_fastai.learner import open_learner
+from mednist_fastai.store import Store
+from mednist_fastai.web import create_app
+from mednist_fastai.web.accounts import make_token, set_password, token_user
+from mednist_fastai.web.settings import Settings
+from person import Person, picture
+
+WORDS = dict(ann='correct horse 1', bob='battery staple 2', cat='tall window 33')
+
+@pytest.fixture(scope='module')
+def phantoms(tmp_path_factory):
+    from mednist_fastai.phantom import make_phantoms
+    at = tmp_path_factory.mktemp('phantoms')
+    make_phantoms(at, n=4)
+    return at
+
+@pytest.fixture
+def store(tmp_path):
+    s = Store.create(tmp_path/'store', 'ann')
+    s.add_user('bob', 'reviewer', 'ann'); s.add_user('cat', 'reader', 'ann')
+    for n,w in WORDS.items(): set_password(s, n, w, n)
+    s.close()
+    return tmp_path/'store'
+
+@pytest.fixture
+def site(tmp_path, store):
+    made = []
+    def make(**kw):
+        made.append(create_app(Settings(**{'data':tmp_path/'data', 'device':'cpu', 'spare':0, 'store':store, **kw})))
+        return made[-1]
+    yield make
+    for o in made: o.extensions['mednist'].close()
+
+@pytest.fixture
+def app(site): return site()
+
+def signed_in(app, name):
+    p = Person(app)
+    assert p.sign_in(name, WORDS[name]).status_code==302
+    return p
+
+@pytest.fixture
+def full(app, phantoms):
+    "An application with 24 images to review, and a reviewer"
+    bob = signed_in(app, 'bob')
+    bob.sort(*[(f'{i}.png', o.read_bytes()) for i,o in enumerate(sorted(phantoms.glob('*/*.png')))])
+    assert bob.post('/review/keep').status_code==302
+    return app,bob
+
+def go(p, path):
+    "Follow redirects to a page"
+    r = p.get(path)
+    while r.status_code==302: r = p.get(r.headers['Location'])
+    return r
+
+def form(html): return re.search(r'action="/review/([0-9a-f]{64})"', html)[1],int(re.search(r'name="expected" value="(\d+)"', html)[1])
+
+def test_sign_in(app):
+    p = Person(app)
+    for name,word in (('ann','wrong password'),('nobody','correct horse 1'),('','' ),("ann' OR '1'='1","x"),('a'*500,'b'*5000)):
+        r = p.sign_in(name, word)
+        assert r.status_code==401 and 'go together' in r.text
+    assert p.get('/me').status_code==302
+    before = p.client.get_cookie('mednist').value
+    assert p.sign_in('ann', WORDS['ann'], next='/admin/').headers['Location']=='/admin/'
+    assert p.client.get_cookie('mednist').value!=before and p.get('/admin/').status_code==200
+    assert Person(app).sign_in('bob', WORDS['bob'], next='https://elsewhere.example').headers['Location']=='/'
+    p.post('/sign-out')
+    assert p.get('/admin/').status_code==302
+
+def test_guessing_is_slowed(site):
+    app = site(sign_in_limit='3/minute')
+    p = Person(app)
+    assert [p.sign_in('ann', f'guess number {i}').status_code for i in range(5)]==[401]*3+[429]*2
+    far = Person(app, environ_base={'REMOTE_ADDR':'192.0.2.9'}) # nor from elsewhere: the name is counted, too
+    assert far.sign_in('ann', WORDS['ann']).status_code==429 and far.sign_in('bob', WORDS['bob']).status_code==302
+
+def test_who_may_do_what(app):
+    for name,codes in (('cat',(403,403)),('bob',(200,403)),('ann',(200,200))):
+        p = signed_in(app, name)
+        assert (go(p, '/review/').status_code,p.get('/admin/').status_code)==codes
+        assert ('Review' in p.get('/').text)==(codes[0]==200)
+        assert p.post('/admin/user', dict(name='eve', role='admin', password='a new password')).status_code==(302 if name=='ann' else 403)
+    anon = Person(app)
+    for path in ('/review/','/admin/','/me','/review/export.csv',f'/review/{"0"*64}/image.png'): assert anon.get(path).status_code==302
+
+def test_passwords(app, store):
+    with Store(store) as s:
+        with s.read() as con: hashes = [o[0] for o in con.exec_driver_sql('SELECT password_hash FROM users').fetchall()]
+    assert all(h.startswith('$argon2id$') for h in hashes)
+    p,elsewhere = signed_in(app, 'cat'),signed_in(app, 'cat')
+    token = make_token('x', app.extensions['mednist'].store, 'cat')
+    assert p.post('/me/password', dict(old='wrong', new='another password')).status_code==400
+    for bad in ('short','aaaaaaaaaaaa','my name is cat'): assert p.post('/me/password', dict(old=WORDS['cat'], new=bad)).status_code==400
+    assert p.post('/me/password', dict(old=WORDS['cat'], new='another pass phrase')).status_code==200
+    assert p.get('/me').status_code==200 and elsewhere.get('/me').status_code==302 # every other browser is signed out
+    assert token_user('x', app.extensions['mednist'].store, token, 9) is None
+    assert Person(app).sign_in('cat', 'another pass phrase').status_code==302
+
+def test_admin(app):
+    ann = signed_in(app, 'ann')
+    bob = signed_in(app, 'bob')
+    assert ann.post('/admin/user', dict(name='dan', role='reviewer', password='quiet river 44')).status_code==302
+    assert Person(app).sign_in('dan', 'quiet river 44').status_code==302
+    assert ann.post('/admin/user', dict(name='<b>eve</b>', role='reader', password='')).status_code==302
+    html = ann.get('/admin/').text
+    assert '<b>eve</b>' not in html and '&lt;b&gt;eve' in html
+    assert ann.post('/admin/user', dict(name='ann', role='reader', password='')).status_code==400
+    assert ann.post('/admin/user', dict(name='fay', role='king', password='')).status_code==400
+    assert ann.post('/admin/user/remove', dict(name='bob')).status_code==302
+    assert bob.get('/review/').status_code==302 # at once, not only when the cookie ends
+    assert ann.post('/admin/user/remove', dict(name='ann')).status_code==400
+    assert open_learner().labels[0] in html and 'without a home' in html and ann.post('/admin/retrain', dict(verb='retrain')).status_code==400
+
+def test_review(full):
+    app,bob = full
+    store = app.extensions['mednist'].store
+    html = go(bob, '/review/?order=uncertain').text
+    digest,version = form(html)
+    assert digest==store.find(status='none', uncertain=True).digest[0] and version==0 and 'Looked at: 0 of 24' in html
+    said = store.find().set_index('digest').predicted[digest]
+    r = bob.post(f'/review/{digest}', dict(order='uncertain', label=said, status='label', expected=0))
+    assert r.status_code==302 and digest not in r.headers['Location'].split('?')[0]
+    nxt = go(bob, r.headers['Location']).text
+    assert 'Looked at: 1 of 24' in nxt and f'/review/{digest}/undo' in nxt
+    assert store.history(digest).status.tolist()==['validated']
+    other = next(o for o in open_learner().labels if o!=said)
+    d2,_ = form(nxt)
+    said2 = store.find().set_index('digest').predicted[d2]
+    bob.post(f'/review/{d2}', dict(order='uncertain', label=next(o for o in open_learner().labels if o!=said2), status='label', expected=0))
+    assert store.history(d2).status.tolist()==['corrected']
+    assert digest not in [form(go(bob, '/review/').text)[0]]
+    assert form(go(bob, '/review/?order=disagree').text)[0]==d2
+    bob.post(f'/review/{digest}/undo')
+    assert store.history(digest).status.tolist()==['validated','withdrawn']
+    d3 = form(go(bob, '/review/?order=new').text)[0]
+    bob.post(f'/review/{d3}', dict(status='unsure', expected=0, order='new'))
+    assert store.find(status='unsure').digest.tolist()==[d3]
+    csv = bob.get('/review/export.csv').text
+    assert d2 in csv and csv.splitlines()[0].startswith('"digest","label"')
+
+@pytest.mark.parametrize('bad', [dict(label='nonsense', status='label', expected=0), dict(label="'; DROP TABLE labels; --", status='label', expected=0), dict(status='label', expected=0), dict(label='CXR', status='validated', expected=0), dict(label='CXR', status='label')])
+def test_answers_that_make_no_sense(full, bad):
+    app,bob = full
+    store = app.extensions['mednist'].store
+    d = store.find().digest[0]
+    assert bob.post(f'/review/{d}', bad).status_code==400 and len(store.history(d))==0
+
+def test_unknown_images(full):
+    _,bob = full
+    for d in ('0'*64,'x','..%2f..%2fkey'):
+        assert bob.get(f'/review/{d}').status_code==404 and bob.get(f'/review/{d}/image.png').status_code==404 and bob.post(f'/review/{d}', dict(status='unsure', expected=0)).status_code==404
+
+def test_two_reviewers_at_once(full):
+    "Both saw the same; the second is told what the first said, and nothing is overwritten"
+    app,bob = full
+    ann = signed_in(app, 'ann')
+    digest,version = form(go(bob, '/review/').text)
+    assert form(go(ann, '/review/').text)==(digest,version)
+    bob.post(f'/review/{digest}', dict(label='CXR', status='label', expected=version))
+    r = ann.post(f'/review/{digest}', dict(label='Hand', status='label', expected=version))
+    assert r.status_code==409 and 'Somebody else answered meanwhile' in r.text and '<bdi>bob</bdi>' in r.text and form(r.text)==(digest,1)
+    assert ann.post(f'/review/{digest}/undo').status_code==409 # bob's answer is not hers to take back
+    ann.post(f'/review/{digest}', dict(label='Hand', status='label', expected=1))
+    h = app.extensions['mednist'].store.history(digest)
+    assert h.by.tolist()==['bob','ann'] and h.label.tolist()==['CXR','Hand']
+
+def test_many_answers_at_the_same_moment(full):
+    "Of those that saw the same version, one is kept"
+    app,_ = full
+    store = app.extensions['mednist'].store
+    d,people = store.find().digest[0],[signed_in(app, n) for n in ('ann','bob') for _ in range(3)]
+    tokens = [p.token() for p in people]
+    gate,codes = threading.Barrier(len(people)),[]
+    def one(p, t):
+        gate.wait()
+        codes.append(p.client.post(f'/review/{d}', data=dict(csrf_token=t, label='CXR', status='label', expected=0)).status_code)
+    threads = [threading.Thread(target=one, args=o) for o in zip(people, tokens)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert sorted(codes)==[302]+[409]*5 and len(store.history(d))==1
+
+def test_comments_are_only_text(full):
+    app,bob = full
+    store = app.extensions['mednist'].store
+    d = store.find().digest[0]
+    for text in ('<script>alert(1)</script>',"'); DELETE FROM comments; --",'{{7*7}}'): assert bob.post(f'/review/{d}/comment', dict(text=text)).status_code==302
+    html = bob.get(f'/review/{d}').text
+    assert '<script>alert' not in html and '&lt;script&gt;' in html and '{{7*7}}' in html and 'DELETE FROM' in html and '>49<' not in html
+    assert bob.post(f'/review/{d}/comment', dict(text='  ')).status_code==400 and bob.post(f'/review/{d}/comment', dict(text='x'*10_001)).status_code==400
+    n = int(re.search(r'/comment/(\d+)/remove', html)[1])
+    ann = signed_in(app, 'ann')
+    assert ann.post(f'/review/{d}/comment', dict(text='mine')).status_code==302
+    mine = max(int(o) for o in re.findall(r'/comment/(\d+)/remove', ann.get(f'/review/{d}').text))
+    assert bob.post(f'/review/{d}/comment/{mine}/remove').status_code==403
+    assert bob.post(f'/review/{d}/comment/{n}/remove').status_code==302 and '&lt;script&gt;' not in bob.get(f'/review/{d}').text
+
+def test_what_people_said_beside_a_session(full):
+    app,bob = full
+    store = app.extensions['mednist'].store
+    assert 'Nobody has said anything' in bob.get('/file/1/people').text
+    digest = re.search('[0-9a-f]{64}', (next(app.extensions['mednist'].runs.sessions.iterdir())/'views/0000001-digest').read_text())[0]
+    store.add_label(digest, 'CXR', 'ann', 'corrected')
+    assert 'corrected' in bob.get('/file/1/people').text
+    assert Person(app).get('/file/1/people').status_code==404
+
+def test_nothing_that_tells_a_name_goes_into_the_store(full):
+    app,bob = full
+    bob.sort(('of-somebody.png', picture(77, 64)))
+    bob.post('/review/keep')
+    store = app.extensions['mednist'].store
+    assert store.count(__import__('mednist_fastai.store').store.images)==25
+    with store.read() as con: assert 'of-somebody' not in str(con.exec_driver_sql('SELECT * FROM images').fetchall())
+    assert store.check()==[]
+
+def test_labels_by_api(full):
+    app,_ = full
+    st,c = app.extensions['mednist'],app.test_client()
+    def h(name): return {'Authorization':f'Bearer {make_token(st.secret, st.store, name)}'}
+    found = c.get('/api/v1/labels?status=none&uncertain=1&limit=3', headers=h('cat')).json['results']
+    assert [o['digest'] for o in found]==st.store.find(status='none', uncertain=True, limit=3).digest.tolist()
+    d = dict(digest=found[0]['digest'], label='CXR', status='corrected', expected=0)
+    assert c.post('/api/v1/labels', json=d, headers=h('cat')).status_code==403
+    assert c.post('/api/v1/labels', json=d, headers=h('bob')).json=={'version':1}
+    r = c.post('/api/v1/labels', json=d, headers=h('bob'))
+    assert r.status_code==409 and 'bob said' in r.json['error']
+    for bad in ({}, [], dict(d, label='nonsense', expected=1), dict(d, digest=7), dict(d, status='nonsense', expected=1)): assert c.post('/api/v1/labels', json=bad, headers=h('bob')).status_code==400
+    assert c.post('/api/v1/labels', json=dict(d, digest='0'*64), headers=h('bob')).status_code==404
+    assert c.get('/api/v1/labels?limit=0', headers=h('bob')).status_code==400
+
+def test_similar_images(site, phantoms, tmp_path):
+    pytest.importorskip('faiss', reason="similar images need the extra 'search'")
+    from mednist_fastai.search import SearchIndex
+    SearchIndex.create(tmp_path/'index').index(phantoms)
+    app = site(index=tmp_path/'index')
+    bob = signed_in(app, 'bob')
+    bob.sort(('q.png', next((phantoms/'Hand').glob('*.png')).read_bytes()))
+    html = bob.get('/file/1/similar').text
+    assert html.count('<li>')==8 and '<span>Hand</span>' in html and str(phantoms) not in html
+    url = re.search(r'/indexed/[0-9a-f]{64}\.png', html)[0]
+    assert bob.get(url).content_type=='image/png' and Person(app).get(url).status_code==404 and bob.get('/indexed/'+'0'*64+'.png').status_code==404
+    st = app.extensions['mednist']
+    h = {'Authorization':f'Bearer {make_token(st.secret, st.store, "cat")}'}
+    c = app.test_client()
+    def ask(b=picture(5), **kw): return c.post('/api/v1/similar', data=dict(file=(io.BytesIO(b), 'x.png'), **kw), headers=h)
+    r = ask(k=3).json['results']
+    assert len(r)==3 and set(r[0])=={'label','similarity','digest'} and r[0]['similarity']>=r[-1]['similarity']
+    bad = ask(b'')
+    assert bad.status_code==422 and str(tmp_path) not in bad.text and ask(k=0).status_code==400
+
+def test_a_reviewer_of_findings(site, tmp_path):
+    from test_sort_multilabel import draw, make_learner
+    for i,(l,r) in enumerate([(0,0),(220,0),(220,220)]): draw(tmp_path/f'{i}.png', l, r, i)
+    app = site(learner=make_learner(tmp_path/'halves'))
+    bob = signed_in(app, 'bob')
+    bob.sort(*[(f'{i}.png', (tmp_path/f'{i}.png').read_bytes()) for i in range(3)])
+    bob.post('/review/keep')
+    store = app.extensions['mednist'].store
+    by = store.find().set_index('predicted').digest
+    assert '' in by and 'Left|Right' in [o for o in by.index if o.startswith('Left|Right')][0]
+    html = bob.get(f'/review/{by[""]}').text
+    assert html.count('type="checkbox"')==3 and 'checked' not in html
+    bob.post(f'/review/{by[""]}', dict(status='label', expected=0)) # none is an answer, too
+    d = by['Left'] if 'Left' in by else by[[o for o in by.index if o][0]]
+    bob.post(f'/review/{d}', dict(label=['Right','Left'], status='label', expected=0))
+    assert store.history(by['']).status.tolist()==['validated'] and store.history(d).label.tolist()==['Left|Right']
+
+def test_the_home_of_learners(site, tmp_path):
+    "A retraining that can't be done is told; the learner that is current sorts"
+    from mednist_fastai.retrain import make_home, promote
+    home = make_home(None, tmp_path/'home')
+    app = site(home=home, learner=home)
+    ann = signed_in(app, 'ann')
+    assert ann.post('/admin/retrain', dict(verb='rollback')).status_code==302
+    st,end = app.extensions['mednist'],time.monotonic()+90
+    while st.retraining.running() and time.monotonic()<end: time.sleep(.2)
+    html = ann.get('/admin/').text
+    assert 'nothing was promoted' in html and 'failed: the old learner' in html and 'begin' in html
+    before = st.runs.learner.path
+    promote(home, Path(__file__).parent.parent/'nbs/experiments/learners/mednist-before', by='ann')
+    st.runs.reopen()
+    assert st.runs.learner.path!=before and st.runs.learner.labels
+    p = Person(app)
+    p.sort(('a.png', picture(1)))
+    assert ann.post('/admin/retrain', dict(verb='promote', learner='../../x')).status_code==404
