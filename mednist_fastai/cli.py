@@ -228,6 +228,7 @@ def mednist_sort(
         print(('dry run: nothing was written' if dry_run else f'report: {Path(dst)/f"report.{report}"}') + (f'; {left:,} of {n:,} files stayed where they were, see the report' if left else ''))
     if strict and left: sys.exit(3)
 
+# %% ../nbs/15_cli.ipynb #68694f07
 def _record(store, dst, report, learner, by, quiet):
     "Take what was sorted into a store"
     from mednist_fastai.learner import open_learner

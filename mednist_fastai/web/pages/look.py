@@ -124,7 +124,8 @@ def indexed(digest):
     "Thumbnail of an image of the index"
     st = _state()
     if not may_see_similar(st) or not re.fullmatch('[0-9a-f]{64}', digest): abort(404)
-    with st.index._lock: at = st.index._where('digest', [digest])
+    now = st.index._now # one state of the index for both looks
+    at = now.where('digest', [digest])
     if not len(at): abort(404)
-    try: return picture(png(st.index.rows(at[:1]).path[0], THUMB))
+    try: return picture(png(now.rows(at[:1]).path[0], THUMB))
     except ImageError: abort(404) # gone since it was indexed
