@@ -1,5 +1,6 @@
 "The application: what every page has in common"
 import hashlib, hmac, logging, secrets, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from flask import Flask, current_app, g, jsonify, render_template, request, session
@@ -28,10 +29,13 @@ class State:
     settings: Settings; secret: str; runs: Runs; cams: Cams; metrics: Metrics
     store: object=None; index: object=None; retraining: object=None
     turns: object=None # how many programs may wait for an answer at once: pages must get through, too
+    keeping: object=field(default_factory=threading.Lock)
+    keeper: object=field(default_factory=lambda: ThreadPoolExecutor(1, 'keep'))
     ended: object=field(default_factory=threading.Event)
     def close(self):
         "Stop the threads; sessions stay and go on with the next start"
         self.ended.set()
+        self.keeper.shutdown(wait=True, cancel_futures=True)
         self.cams.close()
         self.runs.close()
         if self.store: self.store.close()

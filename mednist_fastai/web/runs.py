@@ -59,6 +59,7 @@ class Runs:
             box = Box.open(self.settings, o.name)
             if box is None: self._throw(o); continue # killed while it was made
             box.recover()
+            if box.note('kept')=='working': box.note('kept', '') # it is asked for once more; what is in the store isn't kept twice
             if waiting(box): self.start(box)
 
     def start(self, box):
