@@ -299,6 +299,23 @@ def test_a_session_that_is_cleared_while_it_is_sorted(app, ann, monkeypatch):
     while box.exists() and time.monotonic()<end: time.sleep(.05)
     assert not box.exists() and not st.runs.active
 
+def test_files_that_come_while_others_are_sorted_have_their_turn(app, ann, monkeypatch):
+    gate,real = threading.Event(),Predictor.predict
+    def slow(self, *a, **kw): gate.wait(20); yield from real(self, *a, **kw)
+    monkeypatch.setattr(Predictor, 'predict', slow)
+    ann.upload(*[(f'a{i}.png', picture(i)) for i in range(5)])
+    time.sleep(.3) # the folder was looked at
+    ann.upload(*[(f'b{i}.png', picture(50+i)) for i in range(5)])
+    gate.set()
+    assert 'gone from the disk' not in ann.wait() and {r['status'] for r in _rows(app)}<={'sorted','review'} and len(ann.zip().namelist())==11
+
+def test_a_file_that_vanishes_is_told(app, ann, phantoms, monkeypatch):
+    real = classify_folder
+    def first(src, *a, **kw): (Path(src)/'0000002').unlink(missing_ok=True); return real(src, *a, **kw)
+    monkeypatch.setattr('mednist_fastai.web.runs.classify_folder', first)
+    html = ann.sort(('a.png', phantoms['CXR'][0]), ('b.png', phantoms['CXR'][1]))
+    assert 'gone from the disk' in html and shown(html)[0]=='b.png'
+
 # Look
 
 def test_look(ann, phantoms):

@@ -48,8 +48,15 @@ def full(app, phantoms):
     "An application with 24 images to review, and a reviewer"
     bob = signed_in(app, 'bob')
     bob.sort(*[(f'{i}.png', o.read_bytes()) for i,o in enumerate(sorted(phantoms.glob('*/*.png')))])
-    assert bob.post('/review/keep').status_code==302
+    keep(bob)
     return app,bob
+
+def keep(p):
+    "Send the session to review, and wait until it is there"
+    assert p.post('/review/keep').status_code==302
+    end = time.monotonic()+60
+    while 'On the way' in p.get('/').text and time.monotonic()<end: time.sleep(.05)
+    assert 'In the store for review' in p.get('/').text
 
 def go(p, path):
     "Follow redirects to a page"
@@ -211,7 +218,7 @@ def test_what_people_said_beside_a_session(full):
 def test_nothing_that_tells_a_name_goes_into_the_store(full):
     app,bob = full
     bob.sort(('of-somebody.png', picture(77, 64)))
-    bob.post('/review/keep')
+    keep(bob)
     store = app.extensions['mednist'].store
     assert store.count(__import__('mednist_fastai.store').store.images)==25
     with store.read() as con: assert 'of-somebody' not in str(con.exec_driver_sql('SELECT * FROM images').fetchall())
@@ -258,7 +265,7 @@ def test_a_reviewer_of_findings(site, tmp_path):
     app = site(learner=make_learner(tmp_path/'halves'))
     bob = signed_in(app, 'bob')
     bob.sort(*[(f'{i}.png', (tmp_path/f'{i}.png').read_bytes()) for i in range(3)])
-    bob.post('/review/keep')
+    keep(bob)
     store = app.extensions['mednist'].store
     by = store.find().set_index('predicted').digest
     assert '' in by and 'Left|Right' in [o for o in by.index if o.startswith('Left|Right')][0]

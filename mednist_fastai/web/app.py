@@ -1,9 +1,11 @@
 "The application: what every page has in common"
 import hashlib, hmac, logging, secrets, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from babel.numbers import get_decimal_symbol
 from flask import Flask, current_app, g, jsonify, render_template, request, session
-from flask_babel import Babel, get_locale, gettext as _
+from flask_babel import Babel, format_decimal, get_locale, gettext as _
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from flask_login import current_user
@@ -28,10 +30,13 @@ class State:
     settings: Settings; secret: str; runs: Runs; cams: Cams; metrics: Metrics
     store: object=None; index: object=None; retraining: object=None
     turns: object=None # how many programs may wait for an answer at once: pages must get through, too
+    keeping: object=field(default_factory=threading.Lock)
+    keeper: object=field(default_factory=lambda: ThreadPoolExecutor(1, 'keep'))
     ended: object=field(default_factory=threading.Event)
     def close(self):
         "Stop the threads; sessions stay and go on with the next start"
         self.ended.set()
+        self.keeper.shutdown(wait=True, cancel_futures=True)
         self.cams.close()
         self.runs.close()
         if self.store: self.store.close()
@@ -165,7 +170,7 @@ def _errors(app):
 
 def _words(app):
     st = app.extensions['mednist']
-    app.jinja_env.filters.update(moment=lambda t: time.strftime('%Y-%m-%d %H:%M', time.gmtime(t)), percent=lambda x: '' if x is None else percent(x), reason=lambda t: words.reason(t, _), doubt=lambda o: _(words.DOUBTS.get(o, o)),
+    app.jinja_env.filters.update(moment=lambda t: time.strftime('%Y-%m-%d %H:%M', time.gmtime(t)), percent=lambda x: '' if x is None else percent(x).replace('.', get_decimal_symbol(get_locale())), decimal=format_decimal, reason=lambda t: words.reason(t, _), doubt=lambda o: _(words.DOUBTS.get(o, o)),
         status=lambda o: _(words.STATUS.get(o, o)), said=lambda o: _(words.SAID.get(o, o)), role=lambda o: _(words.ROLE.get(o, o)))
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     @app.context_processor

@@ -180,9 +180,13 @@ def waiting(box:Box)->int:
     "Files that have no result yet"
     with box.db() as db: return db.execute("SELECT count(*) FROM file WHERE status=''").fetchone()[0]
 
-def give_up(box:Box):
-    "No file stays without an answer: those that the report doesn't know are not there"
-    with box.db(write=True) as db: db.execute("UPDATE file SET status='skipped', why=? WHERE status=''", (N_('gone from the disk of the server'),))
+def newest(box:Box):
+    "Number of the last file that has no result yet, or None"
+    with box.db() as db: return db.execute("SELECT max(n) FROM file WHERE status=''").fetchone()[0]
+
+def give_up(box:Box, last:int):
+    "No file up to `last` stays without an answer after a run that saw them: those that its report doesn't know are not there"
+    with box.db(write=True) as db: db.execute("UPDATE file SET status='skipped', why=? WHERE status='' AND n<=?", (N_('gone from the disk of the server'),last))
 
 def counts(box:Box)->dict:
     "Files by status; by label under 'labels'; '' are those that wait"

@@ -10,7 +10,7 @@ from ..infer import Predictor
 from ..sort import SortError, classify_folder
 from .batches import Batches, Cancelled, Person
 from .settings import WebError
-from .box import Box, GoneError, absorb, give_up, waiting
+from .box import Box, GoneError, absorb, give_up, newest, waiting
 
 log = logging.getLogger('mednist_fastai.web')
 
@@ -59,6 +59,7 @@ class Runs:
             box = Box.open(self.settings, o.name)
             if box is None: self._throw(o); continue # killed while it was made
             box.recover()
+            if box.note('kept')=='working': box.note('kept', '') # it is asked for once more; what is in the store isn't kept twice
             if waiting(box): self.start(box)
 
     def start(self, box):
@@ -73,10 +74,9 @@ class Runs:
         try:
             box.note('error', '')
             while not run.stop.is_set():
-                n = waiting(box)
-                if n:
+                if last := newest(box):
                     self._sort(box, run, batches)
-                    if waiting(box)>=n: give_up(box)
+                    give_up(box, last) # those that came while it ran have the next turn
                 with self.lock: # between this look and the end nobody can add a file unseen: `start` waits for the lock
                     if not waiting(box) or run.stop.is_set(): self.active.pop(box.sid, None); break
         except (Cancelled,GoneError): pass

@@ -10,8 +10,8 @@ def make_server(app, settings):
     from waitress import create_server
     # a body is on the disk before a thread is given to it: a slow upload holds none
     return create_server(app, host=settings.host, port=settings.port, threads=settings.threads, max_request_body_size=settings.max_request+2**20, inbuf_overflow=2**19,
-        outbuf_overflow=2**20, channel_timeout=120, connection_limit=500, clear_untrusted_proxy_headers=not settings.proxies,
-        **(dict(trusted_proxy='*', trusted_proxy_count=settings.proxies, trusted_proxy_headers={'x-forwarded-for','x-forwarded-proto','x-forwarded-host'}) if settings.proxies else {}), ident=None)
+        outbuf_overflow=2**20, channel_timeout=120, connection_limit=500, ident=None,
+        clear_untrusted_proxy_headers=not settings.proxies) # werkzeug's ProxyFix reads them, and as many as were said
 
 def _password(s, name):
     from ..store import Store, users
@@ -64,6 +64,7 @@ def mednist_web(
     def stop(*_): raise SystemExit # a service is stopped by SIGTERM as somebody at a keyboard stops it by Ctrl-C
     signal.signal(signal.SIGTERM, stop)
     print(f'Serving on http://{"["+host+"]" if ":" in host else host}:{server.effective_port}/ (Ctrl-C stops it)', flush=True)
+    if app.config['SESSION_COOKIE_SECURE']: print('Cookies go over https only: put a reverse proxy with a certificate in front, with --proxies 1; or say --http', flush=True)
     try: server.run()
     except KeyboardInterrupt: pass
     finally:

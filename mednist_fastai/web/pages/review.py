@@ -1,12 +1,13 @@
 "People look at what the learner said: validate, correct, comment, take back"
-import csv, io, json, threading, warnings
+import csv, io, json, logging, warnings
+from contextlib import suppress
 import numpy as np, sqlalchemy as sa
 from flask import Blueprint, Response, abort, g, redirect, render_template, request, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
 from ..accounts import needs
 from ..app import _state, limiter
-from ..box import waiting
+from ..box import GoneError, waiting
 from ..pictures import LARGE, THUMB, png
 from ..words import N_
 from .look import bars, may_see_similar, neighbours_of, picture, thresholds_of
@@ -14,6 +15,7 @@ from ...images import ImageError, _guard
 from ...sort import NO_FINDING, read_report
 from ...store import ConflictError, StoreError, UnknownError, _latest, comments, images, labels, predictions, users
 
+log = logging.getLogger('mednist_fastai.web')
 bp = Blueprint('review', __name__, url_prefix='/review')
 ORDERS = dict(uncertain=N_('least sure first'), disagree=N_('people and learner differ'), unsure=N_('somebody was unsure'), new=N_('in order of arrival'))
 
@@ -159,8 +161,6 @@ def export():
 
 # From a session into the store
 
-_keeping = threading.Lock()
-
 @bp.post('/keep')
 @needs('reviewer')
 def keep():
@@ -169,11 +169,28 @@ def keep():
     if not box or waiting(box): abort(410)
     lf = st.runs.learner
     if (box.learner() or [None])[0]!=lf.labels: abort(409)
+    with st.keeping: # two clicks are one
+        if box.note('kept')=='working': return redirect(url_for('sort.index'))
+        box.note('kept', 'working')
+    st.keeper.submit(_record, st, box, lf, current_user.name)
+    return redirect(url_for('sort.index'))
+
+def _record(st, box, lf, by):
+    "In a thread of its own, a session after the other: each is bound by the disk, and thousands take minutes"
+    kept,error = '',''
+    try: kept,error = 'done',_keep(st, box, lf, by)
+    except StoreError as e: error = str(e)
+    except Exception: # the thread's last line
+        log.exception('a session could not be brought into the store')
+        error = 'internal'
+    with suppress(GoneError):
+        box.note('error', error)
+        box.note('kept', kept)
+
+def _keep(st, box, lf, by):
     df = read_report(box.sorted)
     if lf.task=='multi_label': df = df.assign(label=df.label.replace(NO_FINDING, '')) # what a store calls an image with no finding
-    with _keeping,warnings.catch_warnings(record=True) as told: # one after the other: each is bound by the disk
+    with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
-        n = st.store.record(df, lf, current_user.name)
-    box.note('kept', str(n))
-    if told: box.note('error', '; '.join(str(o.message) for o in told if issubclass(o.category, UserWarning)))
-    return redirect(url_for('sort.index'))
+        st.store.record(df, lf, by)
+    return '; '.join(str(o.message) for o in told if issubclass(o.category, UserWarning))

@@ -49,6 +49,7 @@ def upload():
         if not g.box: st.runs.clear(box)
         raise
     g.box,session['sid'] = box,box.sid
+    if box.note('kept')=='done': box.note('kept', '') # the new ones aren't
     st.runs.start(box)
     if not request.headers.get('HX-Request'): return redirect(url_for('.index'))
     return render_template('_progress.html', progress=progress(box), counts=counts(box))
