@@ -1080,11 +1080,11 @@ def _head(lf, min_confidence, strangers, window, frame):
     return dict(learner=lf.digest, name=lf.path.name, labels=lf.labels, min_confidence=min_confidence, **how)
 
 # %% ../nbs/12_sort.ipynb #2614c735
-def _learner_of(o): return o.learner if isinstance(o, Predictor) else open_learner(o)
+def _learner_of(o): return o.learner if hasattr(o, 'predict') else open_learner(o)
 
 def _predictor_of(learner, lf, **choices):
     "The `Predictor` that was given, or a new one"
-    if not isinstance(learner, Predictor): return Predictor(lf, **choices)
+    if not hasattr(learner, 'predict'): return Predictor(lf, **choices) # whatever predicts as a `Predictor` does is taken for one
     if own := [*_given(**choices)]: raise SortError(f'a Predictor comes with its own {", ".join(own)}; give a learner folder, or leave that out')
     return learner
 
