@@ -662,7 +662,8 @@ def test_no_files_without_a_name(src, run, tmp_path, monkeypatch, err):
 class Stub:
     "Stands in for `Predictor` where only the placing is tested: a label from the bytes of the file"
     batch_size = 4
-    def __init__(self, lf, *args): self.labels = lf.labels
+    window = frame = None
+    def __init__(self, lf, **choices): self.labels = lf.labels
     def predict(self, paths, load):
         import numpy as np
         from mednist_fastai.images import ImageError, NotAnImageError

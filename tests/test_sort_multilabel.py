@@ -299,7 +299,8 @@ def test_ctrl_c_between_entries(src, run, tmp_path, monkeypatch):
 class Stub:
     "Stands in for `Predictor` where only the placing is tested: findings from the bytes of the file"
     batch_size = 4
-    def __init__(self, lf, *args): self.labels = lf.labels
+    window = frame = None
+    def __init__(self, lf, **choices): self.labels = lf.labels
     def decide(self, probs): return probs>=.5
     def predict(self, paths, load):
         from mednist_fastai.images import ImageError, NotAnImageError
