@@ -1,4 +1,4 @@
-"The first schema"
+"The first schema. No migration goes back: import the export that was made before the upgrade"
 import sqlalchemy as sa
 from alembic import op
 
@@ -9,7 +9,7 @@ EXACT = dict(mysql_charset='utf8mb4', mysql_collate='utf8mb4_bin', mariadb_chars
 BLOB = sa.LargeBinary(2**24-1)
 
 def column(name, kind, **kw): return sa.Column(name, kind, nullable=kw.pop('nullable', False), **kw)
-def key(table, *columns): return sa.PrimaryKeyConstraint('id', name=f'pk_{table}')
+def key(table): return sa.PrimaryKeyConstraint('id', name=f'pk_{table}')
 def refers(table, to): return sa.ForeignKeyConstraint([f'{to[:-1]}_id'], [f'{to}.id'], name=f'fk_{table}_{to[:-1]}_id')
 def unique(table, *columns): return sa.UniqueConstraint(*columns, name=f'uq_{table}_{columns[0]}')
 
@@ -32,5 +32,3 @@ def upgrade():
     table('vectors', number('image_id'), column('learner', sa.String(64)), column('data', BLOB), refers('vectors', 'images'), unique('vectors', 'image_id', 'learner'), indexes=['image_id'])
     table('tombstones', column('name', sa.String(64)), number('user_id'), time.copy(), refers('tombstones', 'users'), indexes=['user_id','time'])
     table('audits', time.copy(), column('by', sa.String(190)), column('action', sa.String(32)), column('target', sa.String(190)), column('detail', sa.Text), indexes=['time','action'])
-
-def downgrade(): raise NotImplementedError('a store is not taken back to an older schema: import the export that was made before the upgrade')

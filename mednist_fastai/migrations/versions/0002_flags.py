@@ -7,5 +7,3 @@ revision,down_revision = '0002','0001'
 def upgrade():
     op.add_column('images', sa.Column('burned_in', sa.Boolean, nullable=True))
     op.add_column('users', sa.Column('password_hash', sa.String(255), nullable=True))
-
-def downgrade(): raise NotImplementedError('a store is not taken back to an older schema: import the export that was made before the upgrade')
