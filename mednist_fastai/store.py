@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from fastcore.basics import chunked, patch
 from .images import ImageError, open_image
+from .sort import NO_FINDING
 
 # %% ../nbs/14_store.ipynb #66270663
 class StoreError(Exception): "The store can't do this; the message says what to do"
@@ -782,6 +783,8 @@ def record(self:Store,
 )->int: # How many new predictions
     "Take in what was sorted, with its predictions; in parts of 500"
     placed = report[report.status.isin(['sorted','review'])]
+    # what a report calls no finding is an empty label here, as `classify` has it
+    nothing = NO_FINDING if learner.task=='multi_label' and NO_FINDING not in learner.labels else None
     n = lost = 0
     for i in range(0, len(placed), 500):
         part = placed.iloc[i:i+500]
@@ -790,7 +793,8 @@ def record(self:Store,
         q = sa.select(images.c.digest).join(predictions).where(predictions.c.learner==learner.digest, there)
         with self.read() as con: said = set(con.execute(q).scalars())
         probs = part[[f'p_{l}' for l in learner.labels]].to_numpy(np.float32)
-        rows = [dict(digest=d, probabilities=p, label=r.label, confidence=r.confidence, stranger=None if r.stranger!=r.stranger else r.stranger)
+        rows = [dict(digest=d, probabilities=p, label='' if r.label==nothing else r.label, confidence=r.confidence,
+                stranger=None if r.stranger!=r.stranger else r.stranger)
                 for d,p,r in zip(got, probs, part.itertuples()) if isinstance(d, str) and d not in said]
         n += self.add_predictions(rows, learner, by)
         lost += sum(not isinstance(d, str) for d in got)

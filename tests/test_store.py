@@ -434,6 +434,15 @@ def test_what_was_sorted_is_recorded(store, tiny, phantom_files, tmp_path):
     assert len(found)==store.count(predictions)==len(placed)==len(df)-1
     assert sorted(found.predicted)==sorted(placed.label) and np.allclose(sorted(found.confidence), sorted(placed.confidence), atol=1e-6)
 
+def test_no_finding_is_an_empty_label(store, tmp_path):
+    "From a report of several findings as from `classify`, so that people's and the learner's answers can be held together"
+    import pandas as pd
+    from types import SimpleNamespace
+    paths = [str(p) for p in pictures(tmp_path/'in', 2)]
+    df = pd.DataFrame(dict(status='sorted', destination=paths, label=['No Finding','A|B'], confidence=.9, stranger=np.nan, p_A=[.1,.9], p_B=[.2,.8]))
+    store.record(df, SimpleNamespace(labels=['A','B'], task='multi_label', digest='0'*64))
+    assert sorted(store.find().predicted)==['','A|B']
+
 def test_burned_in_text_is_flagged():
     "On drawn text of several sizes, grounds and places nearly always; on textures without letters hardly ever"
     from PIL import ImageDraw, ImageFont

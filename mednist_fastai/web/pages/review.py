@@ -189,7 +189,6 @@ def _record(st, box, lf, by):
 
 def _keep(st, box, lf, by):
     df = read_report(box.sorted)
-    if lf.task=='multi_label': df = df.assign(label=df.label.replace(NO_FINDING, '')) # what a store calls an image with no finding
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         st.store.record(df, lf, by)
