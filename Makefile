@@ -8,7 +8,7 @@ README_DIR ?= .
 export NO_COLOR := 1
 # tests run side by side, a thread of the numerical libraries each: more threads than cores make all of them slower
 JOBS ?= 2
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 NBTEST := OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(JOBS) --skip-folder-re 'experiments|checkpoints'
 
 .PHONY: help demo test pytest faults notebooks translations readme docs lint clean-check hooks wheel bench venv dev

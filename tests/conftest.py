@@ -19,6 +19,12 @@ save_learner(learn, dst/'tiny', record)
 make_phantoms(dst/'phantoms', n=50, seed=1)
 '''
 
+SLOW = 'test_studies','test_train','test_retrain','test_cli','test_data' # files that take longest, whatever the number of their tests
+
+def pytest_collection_modifyitems(items):
+    "The longest files first, so that of two processes neither waits for the other at the end"
+    items.sort(key=lambda o: o.path.stem not in SLOW)
+
 @pytest.fixture(scope='session')
 def lab(tmp_path_factory):
     """A folder with `tiny` (a learner folder) and `phantoms` (300 images it has not seen, 50 a class).
