@@ -214,7 +214,7 @@ class Recipe:
     weighted:bool=False # class weights, or those of `positive_weights`
     smoothing:float=0. # label smoothing
     save_best:bool=False # keep the epoch of lowest validation loss, not the last
-    opt:str='adam' # optimiser: 'adam' (decoupled weight decay) or 'sgd' (momentum 0.9)
+    opt:str='adam' # optimiser: 'adam' (decoupled weight decay), 'sgd' (momentum 0.9) or 'plain_sgd' (no momentum)
     schedule:str='one_cycle' # learning rate: 'one_cycle', or 'constant' as the older literature has it
     stop_ratio:float=0. # stop when validation loss is more than this times the training loss; 0 never
     stop_ratio_epochs:int=3 # ... for so many epochs in a row
@@ -314,7 +314,7 @@ def recipe_index(
     return keep_findings(df, recipe.findings) # after the split, which is the same whatever is learned
 
 # %% ../nbs/06_train.ipynb #b905594c
-OPTIMISERS = dict(adam=Adam, sgd=partial(SGD, mom=.9))
+OPTIMISERS = dict(adam=Adam, sgd=partial(SGD, mom=.9), plain_sgd=partial(SGD, mom=0.))
 
 def recipe_dls(recipe:Recipe, df, **kwargs)->DataLoaders:
     "The `DataLoaders` of a recipe for an index with a split"

@@ -7,7 +7,7 @@ from mednist_fastai.blocks import UnreadableImagesError, drop_unreadable, index_
 from mednist_fastai.data import DataError, get_index, make_split
 from mednist_fastai.evaluate import evaluate, run
 from mednist_fastai.learner import open_learner, save_learner
-from mednist_fastai.train import Autocast, Recipe, class_weights, timm_learner, train
+from mednist_fastai.train import OPTIMISERS, Autocast, Recipe, class_weights, timm_learner, train
 
 @pytest.fixture(scope='module')
 def index(lab): return make_split(get_index(lab/'phantoms'), 'random', seed=0)
@@ -161,6 +161,16 @@ def test_a_network_of_the_literature_trains_by_its_recipe(recipe, index, tmp_pat
     assert res.stdout=='float32\n', res.stderr
     with pytest.raises(DataError, match='optimiser'): train(_edit(r, opt='adamw'), index, path=tmp_path, bar=False)
     with pytest.raises(DataError, match='schedule'): train(_edit(r, schedule='cosine'), index, path=tmp_path, bar=False)
+
+@pytest.mark.parametrize('opt,second', [('sgd',.19), ('plain_sgd',.1)])
+def test_momentum_is_in_sgd_and_not_in_plain_sgd(opt, second):
+    "With a gradient of 1 and a rate of 0.1, momentum 0.9 makes the second step 1.9 times the first"
+    p = torch.nn.Parameter(torch.zeros(1))
+    o = OPTIMISERS[opt]([p], lr=.1, wd=0.)
+    for step in (.1,second):
+        before,p.grad = p.item(),torch.ones(1)
+        o.step()
+        assert before-p.item() == pytest.approx(step)
 
 def test_the_stop_rule_stops_and_a_fitting_network_goes_on(recipe, index, tmp_path):
     "Any ratio above a tiny limit stops after `stop_ratio_epochs`; a huge limit never does"
