@@ -11,7 +11,7 @@ JOBS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 NBTEST := OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(JOBS) --skip-folder-re 'experiments|checkpoints'
 
-.PHONY: help demo test pytest faults notebooks translations readme docs lint clean-check hooks wheel bench venv dev
+.PHONY: help demo test pytest faults notebooks translations readme docs lint audit clean-check hooks wheel bench venv dev
 
 help:
 	@echo "make demo       train and sort on synthetic images: no data, no network but the package index"
@@ -22,6 +22,7 @@ help:
 	@echo "make readme     write README.md from nbs/index.ipynb"
 	@echo "make docs       render every notebook as a page in _docs/"
 	@echo "make lint       chkstyle over the notebooks"
+	@echo "make audit      known vulnerabilities of what is installed (pip-audit; needs the network)"
 	@echo "make bench      speed, as ratios of runs made side by side (about 20 minutes)"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make hooks      git hooks that keep notebooks clean"
@@ -75,6 +76,9 @@ docs: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/chkstyle nbs
+
+audit: $(VENV)/.installed-dev
+	.ci/audit $(BIN)
 
 hooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev-install-hooks
