@@ -2,7 +2,7 @@
 and so is each command of the README's section about them. An instruction, a key or a command that this file has no way to do fails."""
 import importlib.metadata as metadata, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time, urllib.error, urllib.request
 from configparser import ConfigParser
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
 import pytest
@@ -261,9 +261,9 @@ class Container:
     def own(self, *paths):
         for p in paths if self.who else (): os.chown(p, int(self.who), int(self.who))
     def here(self, o): return re.sub(r'(?<![\w.])/data\b', str(self.data), o).replace(f'--port {self.image.port}', f'--port {self.port}').replace(f'127.0.0.1:{self.image.port}', f'127.0.0.1:{self.port}')
-    def popen(self, cmd, **kw):
+    def popen(self, cmd):
         cmd = [*CONFINED,self.data,self.who,*cmd] if self.who else cmd
-        return subprocess.Popen(cmd, env=self.env, cwd=self.data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kw)
+        return subprocess.Popen(cmd, env=self.env, cwd=self.data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     def run(self, cmd):
         "A command beside the page: its code and what it said"
         with self.popen(['sh','-c',self.here(cmd)]) as p: out = p.communicate(timeout=60)[0]
@@ -297,7 +297,9 @@ def container(image, server):
     def make(*args, **kw): made.append(Container(image, server, *args, **kw)); return made[-1]
     yield make
     for o in made:
-        if getattr(o, 'process', None) and o.process.poll() is None: o.process.kill(); o.process.wait()
+        if p := getattr(o, 'process', None):
+            with suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL) # with whatever it left behind
+            p.wait()
         shutil.rmtree(o.box)
 
 @pytest.mark.parametrize('env,said', [(dict(MEDNIST_FASTAI_WEB_SECRET=None), 'MEDNIST_FASTAI_WEB_SECRET'), (dict(MEDNIST_FASTAI_NAMES=''), 'MEDNIST_FASTAI_NAMES'),
