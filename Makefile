@@ -11,7 +11,7 @@ JOBS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 NBTEST := OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(JOBS) --skip-folder-re 'experiments|checkpoints'
 
-.PHONY: help demo test pytest faults notebooks translations readme docs lint clean-check hooks wheel bench venv dev
+.PHONY: help demo test pytest faults notebooks translations readme screenshots docs lint audit clean-check hooks wheel bench venv dev
 
 help:
 	@echo "make demo       train and sort on synthetic images: no data, no network but the package index"
@@ -20,8 +20,10 @@ help:
 	@echo "make notebooks  run the library notebooks and keep their outputs"
 	@echo "make translations  bring the page's French catalogue up to date with its English"
 	@echo "make readme     write README.md from nbs/index.ipynb"
+	@echo "make screenshots  the README's pictures of the page (needs Chromium)"
 	@echo "make docs       render every notebook as a page in _docs/"
 	@echo "make lint       chkstyle over the notebooks"
+	@echo "make audit      known vulnerabilities of what is installed (pip-audit; needs the network)"
 	@echo "make bench      speed, as ratios of runs made side by side (about 20 minutes)"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make hooks      git hooks that keep notebooks clean"
@@ -70,11 +72,17 @@ translations: $(VENV)/.installed-dev
 readme: $(VENV)/.installed-dev
 	$(BIN)/jupyter nbconvert --log-level ERROR --config nbs/nbconvert_config.py --to markdown --output-dir $(README_DIR) --output README nbs/index.ipynb
 
+screenshots: $(VENV)/.installed-dev
+	$(BIN)/python tests/screenshots.py nbs/images
+
 docs: $(VENV)/.installed-dev
 	$(BIN)/jupyter nbconvert --config nbs/nbconvert_config.py --to html --output-dir _docs nbs/*.ipynb nbs/experiments/*.ipynb
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/chkstyle nbs
+
+audit: $(VENV)/.installed-dev
+	.ci/audit $(BIN)
 
 hooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev-install-hooks

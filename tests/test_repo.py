@@ -89,3 +89,9 @@ def test_metadata_is_read_from_settings():
     assert want==have
     scripts = {e.name for e in m.entry_points(group='console_scripts') if e.value.startswith('mednist_fastai')}
     assert {'mednist-data','mednist-audit','mednist-train','mednist-sort','mednist-explain','mednist-search','mednist-store','mednist-retrain','mednist-demo'} <= scripts
+
+def test_pictures_of_the_readme():
+    "They are there, those of the page say what they show, and are small"
+    found = re.findall(r'!\[(.*?)\]\((\S+)\)', (root/'README.md').read_text(encoding='utf-8'))
+    page = [(text,root/at) for text,at in found if '/page-' in at]
+    assert len(page)==3 and all(len(text)>20 and at.stat().st_size<150_000 for text,at in page) and all((root/at).exists() for _,at in found)

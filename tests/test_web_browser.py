@@ -1,6 +1,6 @@
 """The clinician's way through a real browser (Chromium by Playwright): upload, table, download, review, in both languages, with keys, light and dark, phone and screen.
 
-Pictures of the pages are kept under `screenshots/` of the folder named by MEDNIST_FASTAI_SHOTS, else in pytest's own."""
+Pictures of the pages are kept under `screenshots/` of the folder named by MEDNIST_FASTAI_ARTEFACTS, else in pytest's own."""
 import io, os, shutil, subprocess, tarfile, threading, zipfile
 from pathlib import Path
 import pytest
@@ -15,11 +15,14 @@ CHROMIUM = next((o for o in map(shutil.which, ('chromium','chromium-browser','go
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='needs a browser: apt-get install chromium')
 SIZES = dict(phone=(390,844), laptop=(1280,800), screen=(2560,1440))
 
+def launch(p):
+    root = hasattr(os, 'geteuid') and os.geteuid()==0 # in a container Chromium's own sandbox needs rights that root doesn't have
+    return p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'] if root else [])
+
 @pytest.fixture(scope='module')
 def browser():
     with playwright.sync_playwright() as p:
-        root = hasattr(os, 'geteuid') and os.geteuid()==0 # in a container Chromium's own sandbox needs rights that root doesn't have
-        b = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'] if root else [])
+        b = launch(p)
         yield b
         b.close()
 
@@ -32,7 +35,7 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def shots(tmp_path_factory):
-    at = Path(os.environ['MEDNIST_FASTAI_SHOTS'])/'screenshots' if os.environ.get('MEDNIST_FASTAI_SHOTS') else tmp_path_factory.mktemp('screenshots')
+    at = Path(os.environ['MEDNIST_FASTAI_ARTEFACTS'])/'screenshots' if os.environ.get('MEDNIST_FASTAI_ARTEFACTS') else tmp_path_factory.mktemp('screenshots')
     at.mkdir(parents=True, exist_ok=True)
     return at
 
@@ -182,7 +185,7 @@ def axe(tmp_path_factory):
 
 ALL = [('phone',True),('laptop',False),('phone',False),('laptop',True),('screen',False)]
 
-@pytest.mark.parametrize('size,dark', ALL if os.environ.get('MEDNIST_FASTAI_SHOTS') else ALL[:2]) # each size and each light once, all of them where pictures are kept
+@pytest.mark.parametrize('size,dark', ALL if os.environ.get('MEDNIST_FASTAI_ARTEFACTS') else ALL[:2]) # each size and each light once, all of them where pictures are kept
 def test_everybody_can_use_it(person, phantoms, shots, axe, size, dark):
     "No serious finding of axe-core on any page, and nothing sticks out of the window"
     page = person(size, dark, bypass_csp=True) # only so that axe may be put into the page
