@@ -123,8 +123,7 @@ class Store:
         self.root = Path(root)
         if not (self.root/'store.json').is_file(): raise StoreNotFoundError(f'{self.root} is no store; make one with `Store.create` or `mednist-store create`')
         self.config = json.loads((self.root/'store.json').read_text(encoding='utf-8'))
-        url = os.environ.get(URL_ENV) or self.config['url'] or f'sqlite:///{(self.root/"store.sqlite").resolve().as_posix()}'
-        self.engine,self.key = _engine(url),_key(self.root)
+        self.engine,self.key = _engine(_url(self.root, self.config['url'])),_key(self.root)
         if check: self._check_version(); self.recover()
     def __repr__(self): return f'Store({self.root.name}: {self.engine.dialect.name}, {self.count(images):,} images)'
     def close(self): "Give the connections back"; self.engine.dispose()
@@ -148,12 +147,7 @@ def _key(root):
     if len(key)<16: raise StoreError(f'the key of {root} has {len(key)} bytes; it must have at least 16')
     return key
 
-def _check_database(url):
-    "Refuse a database that can't be used, before anything is made"
-    engine = _engine(url)
-    if engine.url.password and not os.environ.get(URL_ENV): raise StoreError(f'a password is not written down: give the URL with it as {URL_ENV}')
-    if _revision(engine): raise StoreExistsError(f'the database {engine.url!r} has a store in it already; give an empty one')
-    engine.dispose()
+def _url(root, url): return os.environ.get(URL_ENV) or url or f'sqlite:///{(root/"store.sqlite").resolve().as_posix()}'
 
 @patch
 def upgrade(self:Store):
@@ -161,6 +155,32 @@ def upgrade(self:Store):
     _upgrade(self.engine)
     self._check_version()
 
+# %% ../nbs/14_store.ipynb #2cc24475
+def _check_database(url, begun):
+    "Refuse a database that can't be used, before anything is made"
+    engine = _engine(url)
+    if engine.url.password and not os.environ.get(URL_ENV): raise StoreError(f'a password is not written down: give the URL with it as {URL_ENV}')
+    if _revision(engine) and not begun: raise StoreExistsError(f'the database {engine.url!r} has a store in it already; give an empty one')
+    engine.dispose()
+
+def _begun(root, text):
+    "Was the making of this very store cut off? Raises `StoreExistsError` where something else is there"
+    if not root.exists() or root.is_dir() and not any(root.iterdir()): return False
+    mark = root/'creating.json'
+    if mark.is_file() and mark.read_text(encoding='utf-8') in ('',text): return True # empty: cut off in the first of all steps
+    raise StoreExistsError(f'{root} is there and not empty; choose another folder' if not mark.is_file() else
+        f'making a store in {root} with another database was cut off; give the same one, or remove the folder')
+
+def _fill(root, text):
+    "Everything of the folder but the database; what an earlier try left has not been used yet"
+    root.mkdir(parents=True, exist_ok=True)
+    (root/'creating.json').write_text(text, encoding='utf-8')
+    for o in ('objects','pending','locks'): (root/o).mkdir(exist_ok=True)
+    (root/'key').unlink(missing_ok=True)
+    fd = os.open(root/'key', os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o600)
+    with open(fd, 'w') as f: f.write(secrets.token_hex(32))
+
+# %% ../nbs/14_store.ipynb #43b58f3b
 @patch(cls_method=True)
 def create(cls:Store,
     root, # Folder to make
@@ -169,17 +189,18 @@ def create(cls:Store,
 ): # `Store`
     "Make a store; raises `StoreExistsError`"
     root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())): raise StoreExistsError(f'{root} is there and not empty; choose another folder')
-    if url: _check_database(url)
-    root.mkdir(parents=True, exist_ok=True)
-    for o in ('objects','pending','locks'): (root/o).mkdir()
-    fd = os.open(root/'key', os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o600)
-    with open(fd, 'w') as f: f.write(secrets.token_hex(32))
-    (root/'store.json').write_text(json.dumps(dict(format=1, url=url and sa.make_url(url).set(password=None).render_as_string(hide_password=False)))+'\n', encoding='utf-8')
-    self = cls(root, check=False)
-    _upgrade(self.engine)
-    self._begin_users(admin)
-    return self
+    _check_name(admin)
+    if url: _engine(url).dispose() # refused where it can't be an address
+    text = json.dumps(dict(format=1, url=url and sa.make_url(url).set(password=None).render_as_string(hide_password=False)))+'\n'
+    begun = _begun(root, text)
+    if url: _check_database(url, begun)
+    _fill(root, text)
+    engine = _engine(_url(root, url))
+    _upgrade(engine)
+    _begin_users(engine, admin)
+    engine.dispose()
+    os.replace(root/'creating.json', root/'store.json')
+    return cls(root, check=False)
 
 # %% ../nbs/14_store.ipynb #167934d7
 def now()->int:
@@ -226,10 +247,12 @@ def _check_name(name):
     if isinstance(name, str) and 0<len(name)<=190 and name==name.strip() and not any(ord(c)<32 for c in name): return
     raise StoreError(f'{name!r} can\'t be a name: up to 190 characters, no control characters, no blanks around it')
 
-@patch
-def _begin_users(self:Store, admin):
-    _check_name(admin)
-    with self.engine.begin() as con:
+def _begin_users(engine, admin):
+    "The first user, unless an earlier try came as far as that"
+    with engine.begin() as con:
+        have = con.execute(sa.select(users.c.name)).scalars().all()
+        if have==[admin]: return
+        if have: raise StoreExistsError(f'the database {engine.url!r} has users already; give an empty one')
         con.execute(users.insert().values(name=admin, role='admin', active=True, time=now()))
         _trail(con, admin, 'create store', admin)
 

@@ -393,7 +393,7 @@ def test_a_new_version_finds_an_old_store(container, server, monkeypatch):
     c,upgrade = container('old'),store_module._upgrade
     monkeypatch.setenv('PGPASSWORD', WORD)
     monkeypatch.setattr(store_module, '_upgrade', lambda engine, to='head': upgrade(engine, '0001'))
-    monkeypatch.setattr(Store, '_begin_users', lambda self, admin: None)
+    monkeypatch.setattr(store_module, '_begin_users', lambda engine, admin: None)
     Store.create(c.data/'store', 'admin', c.env['MEDNIST_FASTAI_STORE_URL']).close()
     c.own(c.data/'store', *(c.data/'store').rglob('*'))
     out = c.start().process.communicate(timeout=60)[0]

@@ -378,7 +378,7 @@ def test_from_the_first_schema_upwards(server, tmp_path, monkeypatch):
     "A store of the first schema, with data in it, is refused, upgraded, and then says the same"
     upgrade = module._upgrade
     monkeypatch.setattr(module, '_upgrade', lambda engine, to='head': upgrade(engine, '0001'))
-    monkeypatch.setattr(Store, '_begin_users', lambda self, admin: None)
+    monkeypatch.setattr(module, '_begin_users', lambda engine, admin: None)
     s = Store.create(tmp_path/'store', 'root', fresh(server))
     monkeypatch.undo()
     with s.engine.begin() as con:
@@ -420,6 +420,28 @@ def test_a_database_with_a_store_in_it_is_refused(server, tmp_path):
     url = fresh(server)
     Store.create(tmp_path/'a', 'root', url).close()
     with pytest.raises(StoreExistsError, match='has a store in it'): Store.create(tmp_path/'b', 'root', url)
+
+@pytest.mark.parametrize('stage', ['folder','before','between','after'])
+def test_making_a_store_goes_on_where_it_was_cut_off(server, tmp_path, monkeypatch, stage):
+    "No store before it is whole; the same call then makes it, and no other call does"
+    class Cut(BaseException): pass
+    def cut(*args): raise Cut
+    url,upgrade,key = fresh(server),module._upgrade,[]
+    def half(engine, to='head'): upgrade(engine, '0001'); raise Cut
+    if stage=='folder': monkeypatch.setattr(module.secrets, 'token_hex', cut)
+    elif stage=='after': monkeypatch.setattr(module.os, 'replace', cut)
+    else: monkeypatch.setattr(module, '_upgrade', dict(before=cut, between=half)[stage])
+    with pytest.raises(Cut): Store.create(tmp_path/'s', 'root', url)
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match='is no store'): Store(tmp_path/'s')
+    with pytest.raises(StoreExistsError, match='another database'): Store.create(tmp_path/'s', 'root', f'sqlite:///{tmp_path}/other.sqlite')
+    if stage=='after':
+        with pytest.raises(StoreExistsError, match='users already'): Store.create(tmp_path/'s', 'ann', url)
+    with Store.create(tmp_path/'s', 'root', url) as s:
+        assert s.frame(sa.select(module.users)).name.tolist()==['root'] and len(s.frame(sa.select(audits)))==1
+        assert module._revision(s.engine)==module._head(s.engine).get_current_head()
+    assert not (tmp_path/'s'/'creating.json').exists()
+    with pytest.raises(StoreExistsError, match='not empty'): Store.create(tmp_path/'s', 'root', url)
 
 # ---------------------------------------------------------------- sorting, and burned-in text
 
