@@ -55,7 +55,7 @@ pytest: $(VENV)/.installed-dev
 
 # small disks are mounted and devices made only where that is allowed, as for root on Linux
 faults: $(VENV)/.installed-dev
-	MEDNIST_FASTAI_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py
+	MEDNIST_FASTAI_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py tests/test_web_people.py::test_killed_while_people_review
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev-export

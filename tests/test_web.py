@@ -1,7 +1,7 @@
 """The page: what people upload is sorted, shown to them alone, and handed back whole; what is hostile gets nowhere.
 
 `MEDNIST_FASTAI_LOAD=full` makes the load test as large as it is meant to be: 20 people with 50 images each."""
-import hashlib, http.cookiejar, io, json, os, re, signal, socket, sqlite3, stat, subprocess, sys, threading, time, urllib.request, zipfile
+import hashlib, io, json, os, re, signal, socket, sqlite3, stat, subprocess, sys, threading, time, zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
@@ -16,7 +16,7 @@ from mednist_fastai.web import create_app
 from mednist_fastai.web.batches import Batches, Cancelled, Person as Shared
 from mednist_fastai.web.box import Box, take
 from mednist_fastai.web.settings import SECRET_ENV, Settings, WebError, server_secret
-from person import Person, picture, zipped
+from person import Browser, Person, Server, picture, zipped
 
 @pytest.fixture(scope='module')
 def phantoms(tmp_path_factory):
@@ -438,53 +438,6 @@ def test_translations_are_complete_and_compiled():
 
 # A real server, in a process of its own
 
-def free_port():
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
-
-class Server:
-    def __init__(self, data, **kw):
-        self.port = free_port()
-        args = ', '.join(f'{k}={v!r}' for k,v in dict(data=str(data), port=self.port, quiet=True, **kw).items() if k!='quiet')
-        self.process = subprocess.Popen([sys.executable, '-c', f'from mednist_fastai.web.serve import mednist_web; mednist_web({args})'], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        threading.Thread(target=lambda: setattr(self, 'said', self.process.stderr.read()), daemon=True).start()
-        self.url = f'http://127.0.0.1:{self.port}'
-        end = time.monotonic()+60
-        while time.monotonic()<end:
-            try: urllib.request.urlopen(self.url+'/health', timeout=5).read(); return
-            except OSError: time.sleep(.1)
-        raise AssertionError('the server does not answer')
-    def stop(self, how=signal.SIGTERM):
-        self.process.send_signal(how)
-        return self.process.wait(30)
-    def memory(self): return max(int(re.search(r'VmHWM:\s+(\d+)', Path(f'/proc/{self.process.pid}/status').read_text())[1])*1024, 0)
-
-@pytest.fixture
-def serve():
-    made = []
-    def start(*args, **kw): made.append(Server(*args, **kw)); return made[-1]
-    yield start
-    for o in made:
-        if o.process.poll() is None: o.stop(signal.SIGKILL)
-
-class Browser:
-    "Cookies and forms over the wire"
-    def __init__(self, url): self.url,self.opener = url,urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
-    def get(self, path): return self.opener.open(self.url+path, timeout=120)
-    def token(self): return re.search(r'name="csrf_token" value="([^"]+)"', self.get('/').read().decode())[1]
-    def body(self, files):
-        b = b'----'
-        parts = [f'--b\r\nContent-Disposition: form-data; name="csrf_token"\r\n\r\n{self.token()}\r\n'.encode()]
-        parts += [f'--b\r\nContent-Disposition: form-data; name="files"; filename="{n}"\r\nContent-Type: image/png\r\n\r\n'.encode()+d+b'\r\n' for n,d in files]
-        return b''.join(parts)+b'--b--\r\n'
-    def upload(self, files):
-        r = urllib.request.Request(self.url+'/upload', self.body(files), {'Content-Type':'multipart/form-data; boundary=b', 'HX-Request':'true'})
-        return self.opener.open(r, timeout=120).read()
-    def wait(self):
-        while True:
-            r = self.get('/progress')
-            if r.headers.get('HX-Retarget'): return r.read().decode()
-            time.sleep(.2)
-
 def test_twenty_people_at_once(tmp_path, serve, record_property):
     n = 50 if os.environ.get('MEDNIST_FASTAI_LOAD')=='full' else 10
     s = serve(tmp_path/'data')
@@ -512,7 +465,7 @@ def test_killed_during_an_upload_and_during_a_sort(tmp_path, serve):
     b = Browser(s.url)
     b.upload([('first.png', picture(1))]); b.wait()
     # half a body, and the server dies
-    body,jar = b.body([('second.png', picture(2, 600))]),'; '.join(f'{c.name}={c.value}' for h in b.opener.handlers if hasattr(h, 'cookiejar') for c in h.cookiejar)
+    body,jar = b.body([('second.png', picture(2, 600))]),'; '.join(f'{c.name}={c.value}' for c in b.jar)
     with socket.create_connection(('127.0.0.1', s.port)) as raw:
         raw.sendall(f'POST /upload HTTP/1.1\r\nHost: localhost\r\nCookie: {jar}\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(body)}\r\n\r\n'.encode()+body[:len(body)//2])
         time.sleep(.3)

@@ -1,13 +1,15 @@
 "The page for people who sign in: who may do what, labels that nobody loses, similar images, the learner's home"
-import io, json, re, threading, time
+import io, json, os, random, re, signal, subprocess, sys, threading, time
+from collections import Counter
+from http.client import HTTPException
 from pathlib import Path
-import pytest
+import pytest, sqlalchemy as sa
 from mednist_fastai.learner import open_learner
-from mednist_fastai.store import Store
+from mednist_fastai.store import Store, audits, comments, images, labels, users
 from mednist_fastai.web import create_app
 from mednist_fastai.web.accounts import make_token, set_password, token_user
 from mednist_fastai.web.settings import Settings
-from person import Person, picture
+from person import Browser, Person, free_port, picture
 
 WORDS = dict(ann='correct horse 1', bob='battery staple 2', cat='tall window 33')
 
@@ -190,6 +192,82 @@ def test_many_answers_at_the_same_moment(full):
     for t in threads: t.start()
     for t in threads: t.join()
     assert sorted(codes)==[302]+[409]*5 and len(store.history(d))==1
+
+class Reviewer:
+    "Answers and comments as fast as the server takes them, and keeps what was asked and what was confirmed"
+    def __init__(self, url, name, digests, seed):
+        self.name,self.browser,self.digests,self.seed,self.rng,self.classes = name,Browser(url),digests,seed,random.Random(seed),open_learner().labels
+        self.version = dict.fromkeys(digests, 0) # as far as this reviewer knows
+        self.asked,self.confirmed,self.texts,self.done_texts,self.strange = set(),set(),[],[],[]
+        self.token = self.browser.token()
+        assert self.browser.post('/sign-in', csrf_token=self.token, name=name, password=WORDS[name])[0]==302
+        self.token = self.browser.token()
+
+    def post(self, path, **data):
+        "Status and text, or None and '' where no answer came"
+        try: return self.browser.post(path, csrf_token=self.token, **data)
+        except (OSError,HTTPException): time.sleep(.02); return None,''
+
+    def answer(self):
+        d = self.rng.choice(self.digests)
+        said = d,self.version[d]+1,self.name,self.rng.choice(self.classes)
+        self.asked.add(said)
+        code,html = self.post(f'/review/{d}', label=said[-1], status='label', expected=said[1]-1)
+        if code==302: self.confirmed.add(said); self.version[d] += 1
+        elif code==409: self.version[d] = form(html)[1]
+        elif code is not None: self.strange.append((code,html[:300]))
+
+    def comment(self):
+        self.texts.append(text := f'{self.seed} says {len(self.texts)}')
+        code,html = self.post(f'/review/{self.rng.choice(self.digests)}/comment', text=text)
+        if code==302: self.done_texts.append(text)
+        elif code is not None: self.strange.append((code,html[:300]))
+
+    def work(self, ended):
+        while not ended.is_set(): self.comment() if self.rng.random()<.3 else self.answer()
+
+def test_killed_while_people_review(tmp_path, store, phantoms, serve):
+    "What was confirmed is there once; nothing is half there; the cookies go on. MEDNIST_FASTAI_FAULTS=full kills more often"
+    with Store(store) as s: digests = s.add_images(sorted(phantoms.glob('*/*.png')), 'ann')
+    kills,port,rng,ended = 15 if os.environ.get('MEDNIST_FASTAI_FAULTS')=='full' else 3,free_port(),random.Random(0),threading.Event()
+    server = serve(tmp_path/'data', store=str(store), port=port)
+    people = [Reviewer(server.url, n, digests, i) for i,n in enumerate(('ann','bob','bob'))]
+    threads = [threading.Thread(target=p.work, args=(ended,)) for p in people]
+    for t in threads: t.start()
+    def confirmed(): return [len(p.confirmed)+len(p.done_texts) for p in people]
+    def all_go_on(): # nobody signed in again
+        before,end = confirmed(),time.monotonic()+60
+        while not all(b>a for a,b in zip(before, confirmed())):
+            assert time.monotonic()<end, [p.strange for p in people]
+            time.sleep(.01)
+    try:
+        for _ in range(kills):
+            all_go_on()
+            time.sleep(rng.uniform(.2, 1))
+            server.stop(signal.SIGKILL)
+            server = serve(tmp_path/'data', store=str(store), port=port)
+        all_go_on()
+    finally:
+        ended.set()
+        for t in threads: t.join(60)
+    assert not any(p.strange for p in people)
+    assert server.stop()==0
+    check_reviews(store, people)
+
+def check_reviews(store, people):
+    "Hold what is in the store against what was asked and confirmed"
+    r = subprocess.run([str(Path(sys.executable).with_name('mednist-store')), 'check', str(store)], capture_output=True, text=True)
+    assert r.returncode==0, r.stdout+r.stderr
+    with Store(store) as s:
+        rows = s.frame(sa.select(images.c.digest, labels.c.version, users.c.name, labels.c.label).select_from(labels.join(images).join(users)))
+        texts = Counter(s.frame(sa.select(comments.c.text)).text)
+        trail = Counter(s.frame(sa.select(audits.c.action)).action)
+    there,asked,sure = Counter(map(tuple, rows.values.tolist())),set().union(*(p.asked for p in people)),set().union(*(p.confirmed for p in people))
+    assert set(there.values())=={1} and sure<=set(there)<=asked and len(sure)==sum(len(p.confirmed) for p in people)
+    for _,g in rows.groupby('digest'): assert sorted(g.version)==[*range(1, len(g)+1)] # a history without holes
+    assert set(texts.values())=={1} and set(o for p in people for o in p.done_texts)<=set(texts)<=set(o for p in people for o in p.texts)
+    assert trail['add label']==len(rows) and trail['add comment']==len(texts) # a step and its trail are one
+    print(f'{len(sure)} answers and {sum(len(p.done_texts) for p in people)} comments confirmed; {len(there)-len(sure)} and {len(texts)-sum(len(p.done_texts) for p in people)} more came in unconfirmed')
 
 def test_comments_are_only_text(full):
     app,bob = full
