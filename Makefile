@@ -64,7 +64,7 @@ notebooks: $(VENV)/.installed-dev
 
 # what is new or has changed is left empty in messages.po; write it there and run this once more
 translations: $(VENV)/.installed-dev
-	cd mednist_fastai/web && ../../$(BIN)/pybabel -q extract -F translations/babel.cfg -k N_ --no-location --omit-header -o translations/messages.pot . \
+	cd mednist_fastai/web && ../../$(BIN)/pybabel -q extract -F translations/babel.cfg -k N_ --sort-output --no-location --omit-header -o translations/messages.pot . \
 	 && ../../$(BIN)/pybabel -q update -i translations/messages.pot -d translations -l fr -w 10000 --no-fuzzy-matching && rm translations/messages.pot && ../../$(BIN)/pybabel -q compile -d translations
 
 readme: $(VENV)/.installed-dev

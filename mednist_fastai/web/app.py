@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException, SecurityError
 from werkzeug.middleware.proxy_fix import ProxyFix
 from . import words
 from .accounts import login
-from .box import Box, FullError, GoneError, LimitError
+from .box import Box, EarlierLearnerError, FullError, GoneError, LimitError
 from .metrics import Metrics
 from .pictures import Cams
 from .runs import Runs
@@ -70,10 +70,14 @@ def _open_store(s):
     from ..store import Store
     return Store(s.store)
 
-def _open_index(s, learner):
+def _open_index(s, runs):
+    "By the learner in use, or where the home went on since the index was made, by the version that made it"
     if s.index is None: return
-    from ..search import SearchIndex
-    return SearchIndex(s.index, learner)
+    from ..search import OtherLearnerError, SearchIndex, _read_config
+    try: return SearchIndex(s.index, runs.learner)
+    except OtherLearnerError:
+        if (lf := runs.learner_of(_read_config(Path(s.index))['learner']['digest'])) is None: raise
+        return SearchIndex(s.index, lf)
 
 def make_app(settings=None):
     "See `mednist_fastai.web.create_app`"
@@ -86,7 +90,7 @@ def make_app(settings=None):
         WTF_CSRF_TIME_LIMIT=None, BABEL_DEFAULT_LOCALE='en', TRUSTED_HOSTS=[*s.names] or (['localhost','127.0.0.1','::1','[::1]',s.host] if local else None))
     if s.proxies: app.wsgi_app = ProxyFix(app.wsgi_app, x_for=s.proxies, x_proto=s.proxies, x_host=s.proxies)
     runs = Runs(s)
-    try: store,index = _open_store(s),_open_index(s, runs.learner)
+    try: store,index = _open_store(s),_open_index(s, runs)
     except BaseException: runs.close(); raise
     st = app.extensions['mednist'] = State(s, secret, runs, Cams(), Metrics(), store, index)
     st.turns = threading.BoundedSemaphore(max(1, s.threads//2))
@@ -148,6 +152,8 @@ def _errors(app):
     def _csrf(e): return fail(400, _('The form is too old or not of this page. Reload the page and try again.'))
     @app.errorhandler(LimitError)
     def _limit(e): return fail(413, _(str(e))+' '+_('Nothing of this upload was kept.'))
+    @app.errorhandler(EarlierLearnerError)
+    def _earlier(e): return fail(409, _('These files were not taken in: the session was sorted by an earlier learner, %(name)s. Sort all of it again, or take its result home and clear it; then send them once more.', name=_named(e.args[0])))
     @app.errorhandler(FullError)
     def _full(e): return fail(507, '')
     @app.errorhandler(GoneError)
@@ -168,9 +174,13 @@ def _errors(app):
         log.error('error %s at %s', mark, request.endpoint, exc_info=e)
         return fail(500, '', mark)
 
+def _named(by):
+    "Name and digest of a learner: a retrained one may have the name of that before"
+    return f'{by.name if hasattr(by, "name") else by.info.get("name", by.path.name)} ({by.digest[:12]})'
+
 def _words(app):
     st = app.extensions['mednist']
-    app.jinja_env.filters.update(moment=lambda t: time.strftime('%Y-%m-%d %H:%M', time.gmtime(t)), percent=lambda x: '' if x is None else percent(x).replace('.', get_decimal_symbol(get_locale())), decimal=format_decimal, reason=lambda t: words.reason(t, _), doubt=lambda o: _(words.DOUBTS.get(o, o)),
+    app.jinja_env.filters.update(named=_named, moment=lambda t: time.strftime('%Y-%m-%d %H:%M', time.gmtime(t)), percent=lambda x: '' if x is None else percent(x).replace('.', get_decimal_symbol(get_locale())), decimal=format_decimal, reason=lambda t: words.reason(t, _), doubt=lambda o: _(words.DOUBTS.get(o, o)),
         status=lambda o: _(words.STATUS.get(o, o)), said=lambda o: _(words.SAID.get(o, o)), role=lambda o: _(words.ROLE.get(o, o)))
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     @app.context_processor

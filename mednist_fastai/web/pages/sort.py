@@ -3,7 +3,7 @@ import secrets, shutil
 from flask import Blueprint, abort, g, make_response, redirect, render_template, request, send_file, session, url_for
 from flask_babel import gettext as _
 from ..app import LANGUAGES, _state, limiter
-from ..box import Box, FullError, LimitError, counts, rows, take, waiting, write_zip
+from ..box import Box, EarlierLearnerError, FullError, LimitError, SortedBy, counts, rows, take, waiting, write_zip
 
 bp = Blueprint('sort', __name__)
 
@@ -21,14 +21,19 @@ def progress(box):
     "How far a session is"
     run = _state().runs.active.get(box.sid)
     left = waiting(box)
-    return dict(running=run is not None, left=max(0, left-(run.done if run else 0)), error='' if run else box.note('error'))
+    return dict(running=run is not None, left=max(0, left-(run.done if run else 0)), error='' if run else box.note('error'), earlier=_state().runs.earlier(box), waiting=left)
+
+def sorted_by(st, box):
+    "Who sorted a session, else who would"
+    return box and box.learner() or SortedBy.of(st.runs.learner)
 
 def _page(template, code=200):
     st,box = _state(),g.box
     status,label = request.args.get('status') or None,request.args.get('label')
     found,page,pages,n = rows(box, status, label, request.args.get('page', 1, int)) if box else ([],1,1,0)
     c = counts(box) if box else dict(all=0, labels=[])
-    return render_template(template, box=box, counts=c, rows=found, page=page, pages=pages, n=n, status=status, label=label, progress=progress(box) if box else None, kept=box and box.note('kept')),code
+    by = sorted_by(st, box)
+    return render_template(template, box=box, by=by, multi=by.task=='multi_label', counts=c, rows=found, page=page, pages=pages, n=n, status=status, label=label, progress=progress(box) if box else None, kept=box and box.note('kept')),code
 
 @bp.get('/')
 def index(): return _page('sort.html')
@@ -43,6 +48,7 @@ def upload():
     room(st)
     given = uploads()
     if not given: abort(400)
+    if g.box and (by := st.runs.earlier(g.box)): raise EarlierLearnerError(by)
     box = g.box or Box.create(st.settings)
     try: st.metrics.uploads.inc(take(box, given))
     except LimitError:
@@ -65,9 +71,13 @@ def show_progress():
 
 @bp.post('/again')
 def again():
-    "Go on after a failure"
-    if not g.box: abort(410)
-    _state().runs.start(g.box)
+    "Go on after a failure, or with `all` begin anew with the learner in use"
+    st,box = _state(),g.box
+    if not box: abort(410)
+    if not request.form.get('all'): st.runs.start(box)
+    else:
+        with st.keeping:
+            if box.note('kept')!='working': st.runs.again(box) # what goes into the store is read from where it was sorted to
     return redirect(url_for('.index'))
 
 @bp.get('/download')
@@ -76,10 +86,9 @@ def download():
     if not g.box: abort(410)
     st = _state()
     if waiting(g.box): return redirect(url_for('.index'))
-    lf = st.runs.learner
-    at = g.box.part/f'{secrets.token_hex(8)}.zip'
+    by,at = sorted_by(st, g.box),g.box.part/f'{secrets.token_hex(8)}.zip'
     try:
-        write_zip(g.box, *(g.box.learner() or (lf.labels, lf.task=='multi_label')), at)
+        write_zip(g.box, by.labels, by.task=='multi_label', at)
         f = open(at, 'rb')
     finally: # open, it stays until it is sent, and no crash leaves it behind; where that can't be (Windows) the next start removes it
         try: at.unlink(missing_ok=True)
