@@ -372,3 +372,21 @@ def test_the_home_of_learners(site, tmp_path):
     p = Person(app)
     p.sort(('a.png', picture(1)))
     assert ann.post('/admin/retrain', dict(verb='promote', learner='../../x')).status_code==404
+
+def test_a_verdict_is_told_when_it_is_in_force(site, tmp_path, monkeypatch):
+    "Not before the server has opened the learner, and as a failure where it can't"
+    app = site(home=tmp_path/'no home')
+    st,ann,gate = app.extensions['mednist'],signed_in(app, 'ann'),threading.Event()
+    def fails(): gate.wait(30); raise OSError('damaged')
+    monkeypatch.setattr(st.runs, 'reopen', fails)
+    monkeypatch.setattr('mednist_fastai.web.retraining._RUN', 'print("current: 0001")')
+    ann.post('/admin/retrain', dict(verb='rollback'))
+    end = time.monotonic()+30
+    while 'current: 0001' not in st.retraining.last()[0] and time.monotonic()<end: time.sleep(.05)
+    time.sleep(.3) # the process has ended
+    html = ann.get('/admin/retraining')
+    assert 'running' in html.text and 'HX-Refresh' not in html.headers and ann.post('/admin/retrain', dict(verb='retrain')).status_code==409
+    gate.set()
+    while st.retraining.running() and time.monotonic()<end: time.sleep(.05)
+    html = ann.get('/admin/retraining')
+    assert 'failed: the old learner' in html.text and 'could not open the learner' in html.text and html.headers['HX-Refresh']=='true'

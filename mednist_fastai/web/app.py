@@ -36,6 +36,7 @@ class State:
     def close(self):
         "Stop the threads; sessions stay and go on with the next start"
         self.ended.set()
+        if self.retraining: self.retraining.close()
         self.keeper.shutdown(wait=True, cancel_futures=True)
         self.cams.close()
         self.runs.close()
