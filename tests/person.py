@@ -1,7 +1,8 @@
 """Somebody with a browser, for the tests of the page: keeps cookies, sends the form's token as a browser does.
 
 `Person` asks the application in this process; `Browser` asks a `Server`, a process of its own, over the wire."""
-import http.cookiejar, io, re, signal, socket, subprocess, sys, threading, time, urllib.error, urllib.parse, urllib.request, zipfile
+import csv, http.cookiejar, io, re, signal, socket, subprocess, sys, threading, time, urllib.error, urllib.parse, urllib.request, zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from PIL import Image
@@ -62,7 +63,7 @@ class Server:
     def stop(self, how=signal.SIGTERM):
         self.process.send_signal(how)
         return self.process.wait(30)
-    def memory(self): "The most it ever had, bytes"; return int(re.search(r'VmHWM:\s+(\d+)', Path(f'/proc/{self.process.pid}/status').read_text())[1])*1024
+    def memory(self, what='VmHWM'): "The most it ever had, bytes; with 'VmRSS' what it has now"; return int(re.search(rf'{what}:\s+(\d+)', Path(f'/proc/{self.process.pid}/status').read_text())[1])*1024
 
 class _Stay(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_): return None
@@ -88,8 +89,28 @@ class Browser:
     def upload(self, files):
         r = urllib.request.Request(self.url+'/upload', self.body(files), {'Content-Type':'multipart/form-data; boundary=b', 'HX-Request':'true'})
         return self.opener.open(r, timeout=120).read()
-    def wait(self):
-        while True:
+    def wait(self, seconds=120):
+        end = time.monotonic()+seconds
+        while time.monotonic()<end:
             r = self.get('/progress')
             if r.headers.get('HX-Retarget'): return r.read().decode()
             time.sleep(.2)
+        raise AssertionError('still being sorted')
+    def zip(self): return zipfile.ZipFile(io.BytesIO(self.get('/download').read()))
+
+def crowd(server, people=20, images=50, seconds=600):
+    "Everybody uploads at the same moment, 25 files a request, and takes the result home: seconds from upload to result, who got something else than was sent, what went wrong"
+    sent,gate = [{f'p{k}-{i}.png':picture(1000*k+i, 256) for i in range(images)} for k in range(people)],threading.Barrier(people)
+    took,mixed,errors,idle = [],[],[],server.memory('VmRSS')
+    def one(k):
+        b,files = Browser(server.url),[*sent[k].items()]
+        gate.wait(60)
+        start = time.monotonic()
+        for i in range(0, images, 25): b.upload(files[i:i+25])
+        html = b.wait(seconds)
+        took.append(time.monotonic()-start)
+        z = b.zip()
+        rows = [(r['path'],r['destination']) for r in csv.DictReader(z.read('report.csv').decode().splitlines())]
+        if {n:z.read(at) for n,at in rows}!=sent[k] or not len(rows)==len(z.namelist())-1==images or f'{images} files' not in html: mixed.append(k)
+    with ThreadPoolExecutor(people) as pool: errors = [repr(e) for o in [pool.submit(one, k) for k in range(people)] if (e := o.exception())]
+    return dict(seconds=sorted(took), mixed_up=mixed, errors=errors, grew=server.memory()-idle)

@@ -1,8 +1,7 @@
 """The page: what people upload is sorted, shown to them alone, and handed back whole; what is hostile gets nowhere.
 
-`MEDNIST_FASTAI_LOAD=full` makes the load test as large as it is meant to be: 20 people with 50 images each."""
+`MEDNIST_FASTAI_LOAD=full` makes the load test as large as it is meant to be: 20 people with 50 images each, as `benchmarks/web.py` measures it."""
 import hashlib, io, json, os, re, signal, socket, sqlite3, stat, subprocess, sys, threading, time, zipfile
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
@@ -16,7 +15,7 @@ from mednist_fastai.web import create_app
 from mednist_fastai.web.batches import Batches, Cancelled, Person as Shared
 from mednist_fastai.web.box import Box, take
 from mednist_fastai.web.settings import SECRET_ENV, Settings, WebError, server_secret
-from person import Browser, Person, Server, picture, zipped
+from person import Browser, Person, crowd, picture, zipped
 
 @pytest.fixture(scope='module')
 def phantoms(tmp_path_factory):
@@ -438,25 +437,10 @@ def test_translations_are_complete_and_compiled():
 
 # A real server, in a process of its own
 
-def test_twenty_people_at_once(tmp_path, serve, record_property):
-    n = 50 if os.environ.get('MEDNIST_FASTAI_LOAD')=='full' else 10
+def test_twenty_people_at_once(tmp_path, serve):
     s = serve(tmp_path/'data')
-    before,times = s.memory(),[]
-    def person(k):
-        b = Browser(s.url)
-        files = [(f'p{k}-{i}.png', picture(1000*k+i, 256)) for i in range(n)]
-        t = time.monotonic()
-        for i in range(0, n, 25): b.upload(files[i:i+25])
-        html = b.wait()
-        times.append(time.monotonic()-t)
-        z = zipfile.ZipFile(io.BytesIO(b.get('/download').read()))
-        got = Counter(hashlib.sha256(z.read(o)).hexdigest() for o in z.namelist() if o!='report.csv')
-        names = {l.split('","')[0].strip('"') for l in z.read('report.csv').decode().splitlines()[1:]}
-        return got==Counter(hashlib.sha256(d).hexdigest() for _,d in files) and names=={o for o,_ in files} and f'{n} files' in html
-    with ThreadPoolExecutor(20) as pool: assert all(pool.map(person, range(20)))
-    p95,grew = sorted(times)[18],s.memory()-before
-    print(f'20 people, {n} images each: p95 {p95:.1f} s, memory grew by {grew/2**20:.0f} MiB to {s.memory()/2**20:.0f} MiB')
-    assert grew<700*2**20
+    got = crowd(s, images=50 if os.environ.get('MEDNIST_FASTAI_LOAD')=='full' else 10)
+    assert not got['errors'] and not got['mixed_up'] and len(got['seconds'])==20 and got['grew']<700*2**20
     assert s.stop()==0
 
 def test_killed_during_an_upload_and_during_a_sort(tmp_path, serve):
