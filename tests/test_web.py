@@ -1,7 +1,7 @@
 """The page: what people upload is sorted, shown to them alone, and handed back whole; what is hostile gets nowhere.
 
 `MEDNIST_FASTAI_LOAD=full` makes the load test as large as it is meant to be: 20 people with 50 images each, as `benchmarks/web.py` measures it."""
-import hashlib, io, json, os, re, signal, socket, sqlite3, stat, subprocess, sys, threading, time, zipfile
+import hashlib, io, json, os, re, shutil, signal, socket, sqlite3, stat, subprocess, sys, threading, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_in_both_languages(app, ann):
         assert words in html and ('Research software, not a medical device' in html or 'pas un dispositif médical' in html)
     assert ann.post('/language', dict(language='fr', back='/api/v1/')).headers['Location']=='/api/v1/'
     assert '<html lang="fr">' in ann.get('/').text
-    for evil in ('https://elsewhere.example','//elsewhere.example','/\\elsewhere.example','javascript:alert(1)'):
+    for evil in ('https://elsewhere.example','//elsewhere.example','/\\elsewhere.example','/\t/elsewhere.example','/\r\n/elsewhere.example','javascript:alert(1)'):
         assert ann.post('/language', dict(language='en', back=evil)).headers['Location']=='/'
     fr = Person(app, headers={'Accept-Language':'fr'})
     assert 'vide : 0 octet' in fr.sort(('rien.png', b'')) and 'illisible' in fr.get('/').text
@@ -184,6 +184,35 @@ def test_limits(site, phantoms):
     assert Person(full).upload(('a.png', picture(1))).status_code==507
     r = p.post('/upload')
     assert r.status_code==400 and 'Traceback' not in r.text
+
+def test_the_disk_stays_free_while_a_zip_grows(site, monkeypatch):
+    "What was sent fits, what it grows to doesn't"
+    app = site(spare=1000)
+    p,free = Person(app),[2**40]
+    def usage(_): free[0] -= 2**39; return shutil._ntuple_diskusage(2**40, 0, max(0, free[0]))
+    monkeypatch.setattr(shutil, 'disk_usage', usage)
+    r = p.upload(('a.zip', zipped(**{f'{i}.png':bytes(2**20) for i in range(9)})))
+    assert r.status_code==507 and not any(app.extensions['mednist'].runs.sessions.iterdir())
+    free[0] = 2**41
+    p.sort(('a.png', picture(1)))
+    free[0] = 2**39
+    assert p.get('/download').status_code==507
+
+def test_a_session_that_is_cleared_while_it_is_asked_for(app, ann, monkeypatch):
+    ann.sort(('a.png', picture(1)))
+    real = Box.touch
+    def gone(self): shutil.rmtree(self.root); real(self)
+    monkeypatch.setattr(Box, 'touch', gone)
+    assert ann.get('/').status_code==200 and ann.get('/download').status_code==410
+
+def test_no_path_of_the_server_is_told(site, ann, app, monkeypatch):
+    from mednist_fastai.learner import LearnerError
+    from mednist_fastai.sort import SortError
+    for kind in (lambda at: SortError(f'cannot write to {at}/sorted: no room; nothing is lost'), lambda at: LearnerError(at, 'damaged')):
+        def fails(src, dst, *a, **kw): raise kind(Path(dst).parent.parent)
+        monkeypatch.setattr('mednist_fastai.web.runs.classify_folder', fails)
+        html = ann.sort(('a.png', picture(1)))
+        assert 'Sorting stopped' in html and str(app.extensions['mednist'].settings.data) not in html
 
 def test_too_many_pixels_are_listed(ann):
     import struct, zlib
@@ -329,7 +358,7 @@ def test_look(ann, phantoms):
     for path in ('/file/3/','/file/99/','/file/0/','/file/99999999999999999999/','/file/x/'): assert ann.get(path).status_code==404
     assert 'href="/file/2/"' in html and 'id="before"' not in html
 
-def test_windows_of_a_dicom(ann):
+def test_windows_of_a_dicom(app, ann):
     from pydicom.data import get_testdata_file
     b = Path(get_testdata_file('CT_small.dcm')).read_bytes()
     ann.sort(('ct', b))
@@ -337,6 +366,9 @@ def test_windows_of_a_dicom(ann):
     views = {q:ann.get(f'/file/1/image.png{q}') for q in ('','?window=lung','?window=bone','?window=own&centre=40&width=400','?window=soft+tissue')}
     assert all(o.status_code==200 for o in views.values()) and len({o.data for q,o in views.items() if 'soft' not in q})==4
     assert views['?window=own&centre=40&width=400'].data==views['?window=soft+tissue'].data
+    kept = on_disk(app.extensions['mednist'].settings.data)
+    for c in range(5): assert ann.get(f'/file/1/image.png?window=own&centre={c}&width=400').status_code==200
+    assert on_disk(app.extensions['mednist'].settings.data)==kept # somebody who asks for a million of them fills no disk
     for q in ('?window=x','?window=own','?window=own&centre=1&width=0','?window=own&centre=nan&width=1','?window=own&centre=1&width=inf'): assert ann.get(f'/file/1/image.png{q}').status_code==400
 
 def test_where_it_looked(ann, phantoms):
@@ -383,6 +415,14 @@ def test_classify_by_api(app, ann, phantoms):
     assert len(list(app.extensions['mednist'].runs.sessions.iterdir()))==1 # nothing of the API's stays
     assert c.post('/api/v1/classify', headers=bearer(app)).status_code==400
     assert c.get('/api/v1/nothing').is_json and c.get('/api/v1/labels', headers=bearer(app)).status_code==404
+
+def test_a_full_disk_takes_no_turns(app, monkeypatch):
+    "A request of the API that fails early gives its turn back"
+    def full(_): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as m:
+        m.setattr(Box, 'create', full)
+        for _ in range(8): assert app.test_client().post('/api/v1/classify', data=dict(f=(io.BytesIO(picture(1)), 'a.png')), headers=bearer(app)).status_code==500
+    assert app.extensions['mednist'].turns._value==4
 
 def _rows(app):
     (box,) = app.extensions['mednist'].runs.sessions.iterdir()

@@ -210,6 +210,8 @@ def test_from_upload_to_another_learner(person, home, phantom_files, tmp_path, s
         page.wait_for_selector('button[value=retrain]:enabled')
         assert (first in page.inner_text('footer'))==passed and open_learner(home).digest[:12] in page.inner_text('footer')
         if not passed: # what was sorted before says by whom
+            page.click('text=Sign out')
+            sign_in(page)
             page.goto('/')
             page.wait_for_selector(f'text=sorted by an earlier learner >> text={first}')
 

@@ -7,7 +7,7 @@ import pytest, sqlalchemy as sa
 from mednist_fastai.learner import open_learner
 from mednist_fastai.store import Store, audits, comments, images, labels, users
 from mednist_fastai.web import create_app
-from mednist_fastai.web.accounts import make_token, set_password, token_user
+from mednist_fastai.web.accounts import end_seats, make_token, set_password, token_user
 from mednist_fastai.web.settings import Settings
 from person import Browser, Person, free_port, picture
 
@@ -77,9 +77,50 @@ def test_sign_in(app):
     before = p.client.get_cookie('mednist').value
     assert p.sign_in('ann', WORDS['ann'], next='/admin/').headers['Location']=='/admin/'
     assert p.client.get_cookie('mednist').value!=before and p.get('/admin/').status_code==200
-    assert Person(app).sign_in('bob', WORDS['bob'], next='https://elsewhere.example').headers['Location']=='/'
+    for evil in ('https://elsewhere.example','//elsewhere.example','/\t/elsewhere.example'): assert Person(app).sign_in('bob', WORDS['bob'], next=evil).headers['Location']=='/'
     p.post('/sign-out')
     assert p.get('/admin/').status_code==302
+
+def test_signing_out_ends_every_copy_of_the_cookie(app):
+    bob = signed_in(app, 'bob')
+    copy = app.test_client()
+    copy.set_cookie('mednist', bob.client.get_cookie('mednist').value)
+    assert copy.get('/me').status_code==200
+    bob.post('/sign-out')
+    assert bob.get('/me').status_code==302 and copy.get('/me').status_code==302
+    bob = signed_in(app, 'bob')
+    (seat,) = (app.extensions['mednist'].settings.data/'seats').iterdir()
+    os.utime(seat, (0,0)) # and so does staying away
+    end_seats(app.extensions['mednist'].settings)
+    assert bob.get('/me').status_code==302
+
+def test_the_next_person_at_the_screen_sees_nothing(app):
+    "Images are of whoever signed in with them: not of the next one, nor of who left a session in the browser and kept a copy of its cookie"
+    stranger = Person(app)
+    stranger.sort(('first.png', picture(1)))
+    here = Person(app)
+    here.client.set_cookie('mednist', stranger.client.get_cookie('mednist').value)
+    here.sign_in('bob', WORDS['bob'])
+    here.sort(('of-a-patient.png', picture(2)))
+    assert 'of-a-patient.png' in here.get('/').text and 'of-a-patient.png' not in stranger.get('/').text and stranger.get('/file/2/').status_code==404 and stranger.get('/download').status_code==410
+    here.post('/sign-out')
+    assert 'of-a-patient.png' not in here.get('/').text and here.get('/file/2/image.png').status_code==404
+    here.sign_in('ann', WORDS['ann'])
+    assert 'of-a-patient.png' not in here.get('/').text
+    here.post('/sign-out')
+    here.sign_in('bob', WORDS['bob'])
+    assert 'of-a-patient.png' in here.get('/').text # and nothing was lost
+    later = signed_in(app, 'cat') # signed in first
+    later.sort(('of-cat.png', picture(3)))
+    later.post('/sign-out')
+    assert 'of-cat.png' not in later.get('/').text
+
+def test_a_ward_behind_one_address_is_many_people(site):
+    app = site(limits='12/minute')
+    ann,bob = signed_in(app, 'ann'),signed_in(app, 'bob')
+    assert [ann.get('/me').status_code for _ in range(14)][-1]==429 and bob.get('/me').status_code==200
+
+def test_people_beside_no_session(app): assert signed_in(app, 'bob').get('/file/1/people').status_code==404
 
 def test_guessing_is_slowed(site):
     app = site(sign_in_limit='3/minute')
@@ -313,7 +354,7 @@ def test_labels_by_api(full):
     assert c.post('/api/v1/labels', json=d, headers=h('bob')).json=={'version':1}
     r = c.post('/api/v1/labels', json=d, headers=h('bob'))
     assert r.status_code==409 and 'bob said' in r.json['error']
-    for bad in ({}, [], dict(d, label='nonsense', expected=1), dict(d, digest=7), dict(d, status='nonsense', expected=1)): assert c.post('/api/v1/labels', json=bad, headers=h('bob')).status_code==400
+    for bad in ({}, [], dict(d, label='nonsense', expected=1), dict(d, digest=7), dict(d, status='nonsense', expected=1), dict(d, label='', expected=1)): assert c.post('/api/v1/labels', json=bad, headers=h('bob')).status_code==400
     assert c.post('/api/v1/labels', json=dict(d, digest='0'*64), headers=h('bob')).status_code==404
     assert c.get('/api/v1/labels?limit=0', headers=h('bob')).status_code==400
 

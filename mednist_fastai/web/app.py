@@ -1,10 +1,10 @@
 "The application: what every page has in common"
-import hashlib, hmac, logging, secrets, threading, time
+import hashlib, hmac, logging, re, secrets, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from babel.numbers import get_decimal_symbol
-from flask import Flask, current_app, g, jsonify, render_template, request, session
+from flask import Flask, current_app, g, jsonify, render_template, request, session, url_for
 from flask_babel import Babel, format_decimal, get_locale, gettext as _
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
@@ -13,7 +13,7 @@ from flask_wtf.csrf import CSRFProtect
 from werkzeug.exceptions import HTTPException, SecurityError
 from werkzeug.middleware.proxy_fix import ProxyFix
 from . import words
-from .accounts import login
+from .accounts import end_seats, login
 from .box import Box, EarlierLearnerError, FullError, GoneError, LimitError
 from .metrics import Metrics
 from .pictures import Cams
@@ -45,12 +45,17 @@ class State:
 csrf = CSRFProtect()
 
 def _key():
-    "Whom a rate is counted for: the session where there is a real one, so that a ward behind one address isn't one person; else the address"
+    "Whom a rate is counted for: the user or the session where there is a real one, so that a ward behind one address isn't one person; else the address"
+    if current_user.is_authenticated: return f'user {current_user.name}'
     return f'session {g.box.sid}' if getattr(g, 'box', None) else get_remote_address()
 
 limiter = Limiter(_key, storage_uri='memory://', default_limits=[lambda: _state().settings.limits], headers_enabled=True)
 
 def _state(): return current_app.extensions['mednist']
+
+def own_path(to):
+    "Where to go on: only a path of this page. //elsewhere and /\\elsewhere are other hosts, and browsers drop tabs and line ends"
+    return to if re.fullmatch(r'/(?!/)[^\\\x00-\x1f\x7f]*', to) else url_for('sort.index')
 
 def choose_language():
     "The switch, else the browser's wish"
@@ -96,11 +101,11 @@ def make_app(settings=None):
     st = app.extensions['mednist'] = State(s, secret, runs, Cams(), Metrics(), store, index)
     st.turns = threading.BoundedSemaphore(max(1, s.threads//2))
     st.metrics.watch(st)
+    app.before_request(_begin) # before rates are counted: they are of a session
     csrf.init_app(app); limiter.init_app(app); login.init_app(app)
     login.login_view,login.login_message = 'accounts.sign_in',None
     Babel(app, locale_selector=choose_language)
     app.after_request(_headers)
-    app.before_request(_begin)
     st.metrics.attach(app)
     _errors(app)
     _words(app)
@@ -110,7 +115,7 @@ def make_app(settings=None):
 
 def _sweep(st):
     while not st.ended.wait(600):
-        try: st.runs.sweep()
+        try: st.runs.sweep(); end_seats(st.settings)
         except Exception: log.exception('old sessions could not be removed; it is tried again in ten minutes')
 
 def _blueprints(app, st):
@@ -126,8 +131,14 @@ def _begin():
     "The box of this session, if it has one"
     g.box = None
     if request.endpoint in (None,'static') or request.endpoint.startswith(('health.','api.')): return
-    g.box = Box.open(_state().settings, session.get('sid'))
-    if g.box: g.box.touch()
+    box = Box.open(_state().settings, session.get('sid'))
+    if not box: return
+    try:
+        # once somebody has signed in with it, it is theirs: neither the next person at this screen nor a copy of the cookie sees it
+        if (owner := box.note('owner')) and not (current_user.is_authenticated and current_user.name==owner): return
+        box.touch()
+    except (GoneError,FileNotFoundError): return # cleared a moment ago
+    g.box = box
 
 # What goes wrong
 

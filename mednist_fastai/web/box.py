@@ -65,6 +65,10 @@ class Box:
             except BaseException: con.execute('ROLLBACK'); raise
             con.execute('COMMIT')
 
+    def size(self):
+        "Bytes of its files"
+        with self.db() as db: return db.execute('SELECT ifnull(sum(size),0) FROM file').fetchone()[0]
+
     def touch(self): (self.root/'used').touch()
     def age(self): "Seconds since somebody used it"; return time.time()-(self.root/'used').stat().st_mtime
 
@@ -103,13 +107,14 @@ def _head(path, n=4096):
     with open(path, 'rb') as f: return f.read(n)
 def _is_zip(head): return head[:4] in (b'PK\3\4', b'PK\5\6')
 
-def save_stream(stream, to, most):
-    "Write a stream to a new file; raises `LimitError` beyond `most` bytes"
+def save_stream(stream, to, most, spare=0):
+    "Write a stream to a new file; raises `LimitError` beyond `most` bytes, `FullError` before less than `spare` bytes are free"
     n = 0
     with open(to, 'xb') as f:
         while b := stream.read(CHUNK):
             n += len(b)
             if n>most: raise LimitError(N_('More bytes than a session may have.'))
+            if shutil.disk_usage(to.parent).free<spare: raise FullError() # a ZIP grows, and others write, too
             f.write(b)
     return n
 
@@ -141,7 +146,7 @@ def unpack(path, to, room, s):
                 if why := _bad_member(info, s): out.append((info.filename, None, why)); continue
                 at = to/secrets.token_hex(8)
                 try:
-                    with z.open(info) as m: room -= save_stream(m, at, room)
+                    with z.open(info) as m: room -= save_stream(m, at, room, s.spare)
                 except (zipfile.BadZipFile,zlib.error,EOFError,NotImplementedError,RuntimeError,ValueError): out.append((info.filename, None, N_('damaged in the ZIP')))
                 else: out.append((info.filename, at, N_('a ZIP in a ZIP is not opened') if _is_zip(_head(at, 4)) else ''))
     except (zipfile.BadZipFile,ValueError,NotImplementedError): return [('', None, N_('a damaged ZIP'))]
@@ -150,13 +155,13 @@ def unpack(path, to, room, s):
 def take(box:Box, uploads):
     "Take in (name, stream) pairs, ZIPs unpacked; the number of files. All of them or, with a `LimitError`, none"
     s,got,work = box.settings,[],box.part/secrets.token_hex(8)
-    with box.db() as db: used = db.execute('SELECT ifnull(sum(size),0) FROM file').fetchone()[0]
+    used = box.size()
     try: work.mkdir()
     except FileNotFoundError as e: raise GoneError() from e
     try:
         for name,stream in uploads:
             at = work/secrets.token_hex(8)
-            used += save_stream(stream, at, s.max_bytes-used)
+            used += save_stream(stream, at, s.max_bytes-used, s.spare)
             if not _is_zip(_head(at, 4)): got.append((name, at, '')); continue
             members = unpack(at, work, s.max_bytes-used, s)
             used += sum(o.stat().st_size for _,o,_ in members if o)

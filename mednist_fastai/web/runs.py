@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from filelock import FileLock, Timeout
-from ..images import ImageError
 from ..learner import LearnerError, open_learner
 from ..infer import Predictor
 from ..sort import SortError, classify_folder
@@ -103,7 +102,7 @@ class Runs:
                 with self.lock: # between this look and the end nobody can add a file unseen: `start` waits for the lock
                     if not waiting(box) or run.stop.is_set(): self.active.pop(box.sid, None); break
         except (Cancelled,GoneError): pass
-        except (SortError,LearnerError,ImageError) as e: self._failed(box, str(e))
+        except SortError as e: self._failed(box, str(e).replace(f'{box.root.absolute()}{os.sep}', '').replace(f'{box.root}{os.sep}', '')) # where the server keeps it is nobody's business
         except Exception: # the thread's last line: told to the person without its details, and to the log with them
             log.exception('sorting failed')
             self._failed(box, '')

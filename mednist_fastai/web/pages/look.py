@@ -4,7 +4,7 @@ from flask import Blueprint, Response, abort, g, render_template, request, url_f
 from flask_login import current_user
 from ..app import _state, limiter
 from ..box import neighbours, row
-from ..pictures import LARGE, THUMB, Cams, cached, png, read_window, window_key
+from ..pictures import LARGE, THUMB, Cams, cached, decoders, png, read_window, window_key
 from ...images import WINDOWS, ImageError
 
 bp = Blueprint('look', __name__)
@@ -48,11 +48,11 @@ def thumb(n):
 @bp.get('/file/<int:n>/image.png')
 def image(n):
     _,path,_ = _file(n)
-    w = _window()
-    return _png(g.box.views/f'{n:07}-{window_key(w)}.png', path, LARGE, w)
+    w = _window() # of one's own there are endlessly many: none of them is kept
+    return _png(None if isinstance(w, tuple) else g.box.views/f'{n:07}-{window_key(w)}.png', path, LARGE, w)
 
 def _png(at, path, side, window=None):
-    try: return picture(cached(at, lambda: png(path, side, window)))
+    try: return picture(cached(at, lambda: png(path, side, window)) if at else png(path, side, window))
     except ImageError: abort(404) # it was readable when it was sorted, or the file has no such window
 
 # Grad-CAM
@@ -109,13 +109,13 @@ def people(n):
     from .review import said_of
     st = _state()
     if st.store is None or not current_user.is_authenticated: abort(404)
-    at = g.box.views/f'{n:07}-digest'
-    digest = cached(at, lambda: _digest(_file(n)[1])).decode()
+    _,path,_ = _file(n)
+    digest = cached(g.box.views/f'{n:07}-digest', lambda: _digest(path)).decode()
     return render_template('_people.html', **said_of(st.store, digest))
 
 def _digest(path):
     from ...store import pixel_file
-    return hashlib.sha256(pixel_file(path)[0]).hexdigest().encode()
+    with decoders: return hashlib.sha256(pixel_file(path)[0]).hexdigest().encode()
 
 @bp.get('/indexed/<digest>.png')
 @limiter.exempt

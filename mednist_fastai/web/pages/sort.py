@@ -2,14 +2,15 @@
 import secrets, shutil
 from flask import Blueprint, abort, g, make_response, redirect, render_template, request, send_file, session, url_for
 from flask_babel import gettext as _
-from ..app import LANGUAGES, _state, limiter
+from flask_login import current_user
+from ..app import LANGUAGES, _state, limiter, own_path
 from ..box import Box, EarlierLearnerError, FullError, LimitError, SortedBy, counts, rows, take, waiting, write_zip
 
 bp = Blueprint('sort', __name__)
 
-def room(st):
-    "Refuse before anything is read where the disk is nearly full"
-    if shutil.disk_usage(st.settings.data).free < st.settings.spare+2*(request.content_length or 0): raise FullError()
+def room(st, more=0):
+    "Refuse before anything is read or written where the disk is nearly full"
+    if shutil.disk_usage(st.settings.data).free < st.settings.spare+2*(request.content_length or 0)+more: raise FullError()
 
 def uploads():
     "(name, stream) of what was sent; `names` are the paths within a folder, which browsers don't put into the file's own name"
@@ -51,9 +52,10 @@ def upload():
     if g.box and (by := st.runs.earlier(g.box)): raise EarlierLearnerError(by)
     box = g.box or Box.create(st.settings)
     try: st.metrics.uploads.inc(take(box, given))
-    except LimitError:
+    except (LimitError,FullError):
         if not g.box: st.runs.clear(box)
         raise
+    if not g.box and st.store is not None and current_user.is_authenticated: box.note('owner', current_user.name)
     g.box,session['sid'] = box,box.sid
     if box.note('kept')=='done': box.note('kept', '') # the new ones aren't
     st.runs.start(box)
@@ -86,6 +88,7 @@ def download():
     if not g.box: abort(410)
     st = _state()
     if waiting(g.box): return redirect(url_for('.index'))
+    room(st, g.box.size())
     by,at = sorted_by(st, g.box),g.box.part/f'{secrets.token_hex(8)}.zip'
     try:
         write_zip(g.box, by.labels, by.task=='multi_label', at)
@@ -105,6 +108,4 @@ def clear():
 @bp.post('/language')
 def language():
     if request.form.get('language') in LANGUAGES: session['language'] = request.form['language']
-    back = request.form.get('back', '')
-    # only a path of this page: //elsewhere and /\elsewhere are addresses of other hosts
-    return redirect(back if back.startswith('/') and not back.startswith(('//','/\\')) and '\n' not in back else url_for('.index'))
+    return redirect(own_path(request.form.get('back', '')))
