@@ -6,7 +6,7 @@
 Each round is a fresh server in a process of its own, with the learner in the package, asked over 127.0.0.1; the people are threads of this process on the same cores.
 Images are 256 px of noise, as PNG: nothing about them can be packed, and no two are alike. What a person does is `crowd` in tests/person.py, which is also the load test.
 """
-import argparse, json, os, sys, tempfile
+import argparse, json, os, sys, tempfile, warnings
 from pathlib import Path
 import numpy as np
 
@@ -28,6 +28,7 @@ def one_round(people, images, bound):
         errors=len(got['errors']), mixed_up=len(got['mixed_up'])),s
 
 def main():
+    warnings.filterwarnings('ignore') # of torch, to the authors of packages
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--rounds', type=int, default=3); p.add_argument('--people', type=int, default=20); p.add_argument('--images', type=int, default=50, help='of each person')
     p.add_argument('--bound', type=int, default=600, help='seconds after which a result is not waited for any more'); p.add_argument('--write', type=Path)

@@ -248,7 +248,7 @@ def test_everybody_can_use_it(person, phantoms, shots, axe, size, dark):
     page.wait_for_selector('text=In the store for review.')
     for name,path in dict(sort='/', look=look, review='/review/', admin='/admin/', me='/me', api='/api/v1/', missing='/nothing', signin='/sign-in').items():
         page.goto(path)
-        page.wait_for_load_state('networkidle')
+        page.wait_for_function("!document.querySelector('.htmx-request, [hx-trigger=load] > div:empty')") # what is fetched after the page is there, too
         page.screenshot(path=shots/f'{size}-{"dark" if dark else "light"}-{name}.png', full_page=True)
         page.evaluate(axe)
         found = page.evaluate('axe.run(document, {resultTypes: ["violations"]})')['violations']

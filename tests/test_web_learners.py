@@ -31,7 +31,7 @@ class Home:
             self.names.append(f'{i+1:04}-{o.digest[:8]}')
             shutil.copytree(o.path, at/'versions'/self.names[-1])
         self.use(0)
-    def use(self, i): (self.at/'home.json').write_text(json.dumps(dict(current=self.names[i], history=[])))
+    def use(self, i): (self.at/'home.json').write_text(json.dumps(dict(current=self.names[i], history=[dict(time='2026-01-01', what='begin', version=self.names[0], before=None)])))
 
 @pytest.fixture
 def home(tmp_path): return Home(tmp_path/'home')

@@ -1,5 +1,5 @@
 "The page for people who sign in: who may do what, labels that nobody loses, similar images, the learner's home"
-import io, json, os, random, re, signal, subprocess, sys, threading, time
+import io, json, os, random, re, shutil, signal, subprocess, sys, threading, time
 from collections import Counter
 from http.client import HTTPException
 from pathlib import Path
@@ -20,19 +20,25 @@ def phantoms(tmp_path_factory):
     make_phantoms(at, n=4)
     return at
 
+def new_app(at, **kw): return create_app(Settings(**{'data':at/'data', 'store':at/'store', 'device':'cpu', 'spare':0, **kw}))
+
+@pytest.fixture(scope='module')
+def first_store(tmp_path_factory):
+    "Made once; each test has a copy"
+    at = tmp_path_factory.mktemp('first')/'store'
+    with Store.create(at, 'ann') as s:
+        s.add_user('bob', 'reviewer', 'ann'); s.add_user('cat', 'reader', 'ann')
+        for n,w in WORDS.items(): set_password(s, n, w, n)
+    return at
+
 @pytest.fixture
-def store(tmp_path):
-    s = Store.create(tmp_path/'store', 'ann')
-    s.add_user('bob', 'reviewer', 'ann'); s.add_user('cat', 'reader', 'ann')
-    for n,w in WORDS.items(): set_password(s, n, w, n)
-    s.close()
-    return tmp_path/'store'
+def store(tmp_path, first_store): return shutil.copytree(first_store, tmp_path/'store')
 
 @pytest.fixture
 def site(tmp_path, store):
     made = []
     def make(**kw):
-        made.append(create_app(Settings(**{'data':tmp_path/'data', 'device':'cpu', 'spare':0, 'store':store, **kw})))
+        made.append(new_app(tmp_path, **kw))
         return made[-1]
     yield make
     for o in made: o.extensions['mednist'].close()
@@ -45,12 +51,25 @@ def signed_in(app, name):
     assert p.sign_in(name, WORDS[name]).status_code==302
     return p
 
-@pytest.fixture
-def full(app, phantoms):
-    "An application with 24 images to review, and a reviewer"
+@pytest.fixture(scope='module')
+def first_full(tmp_path_factory, first_store, phantoms):
+    "Folders of a server with 24 images to review, and the cookie of a reviewer; made once"
+    at = tmp_path_factory.mktemp('full')
+    shutil.copytree(first_store, at/'store')
+    app = new_app(at)
     bob = signed_in(app, 'bob')
     bob.sort(*[(f'{i}.png', o.read_bytes()) for i,o in enumerate(sorted(phantoms.glob('*/*.png')))])
     keep(bob)
+    app.extensions['mednist'].close()
+    return at,bob.client.get_cookie('mednist').value
+
+@pytest.fixture
+def full(site, tmp_path, first_full):
+    "An application with 24 images to review, and a reviewer"
+    for o in ('data','store'): shutil.copytree(first_full[0]/o, tmp_path/o, dirs_exist_ok=True)
+    app = site()
+    bob = Person(app)
+    bob.client.set_cookie('mednist', first_full[1])
     return app,bob
 
 def keep(p):
@@ -397,9 +416,9 @@ def test_a_reviewer_of_findings(site, tmp_path):
 
 def test_the_home_of_learners(site, tmp_path):
     "A retraining that can't be done is told; the learner that is current sorts"
-    from mednist_fastai.retrain import make_home, promote
-    home = make_home(None, tmp_path/'home')
-    app = site(home=home, learner=home)
+    from test_web_learners import Home
+    home = Home(tmp_path/'home')
+    app = site(home=home.at, learner=home.at)
     ann = signed_in(app, 'ann')
     assert ann.post('/admin/retrain', dict(verb='rollback')).status_code==302
     st,end = app.extensions['mednist'],time.monotonic()+90
@@ -407,7 +426,7 @@ def test_the_home_of_learners(site, tmp_path):
     html = ann.get('/admin/').text
     assert 'nothing was promoted' in html and 'failed: the old learner' in html and 'begin' in html
     before = st.runs.learner.path
-    promote(home, Path(__file__).parent.parent/'nbs/experiments/learners/mednist-before', by='ann')
+    home.use(1)
     st.runs.reopen()
     assert st.runs.learner.path!=before and st.runs.learner.labels
     p = Person(app)
