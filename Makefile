@@ -57,7 +57,7 @@ pytest: $(VENV)/.installed-dev
 
 # small disks are mounted and devices made only where that is allowed, as for root on Linux
 faults: $(VENV)/.installed-dev
-	MEDNIST_FASTAI_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py
+	MEDNIST_FASTAI_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py tests/test_web_people.py::test_killed_while_people_review
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev-export
@@ -66,7 +66,7 @@ notebooks: $(VENV)/.installed-dev
 
 # what is new or has changed is left empty in messages.po; write it there and run this once more
 translations: $(VENV)/.installed-dev
-	cd mednist_fastai/web && ../../$(BIN)/pybabel -q extract -F translations/babel.cfg -k N_ --no-location --omit-header -o translations/messages.pot . \
+	cd mednist_fastai/web && ../../$(BIN)/pybabel -q extract -F translations/babel.cfg -k N_ --sort-output --no-location --omit-header -o translations/messages.pot . \
 	 && ../../$(BIN)/pybabel -q update -i translations/messages.pot -d translations -l fr -w 10000 --no-fuzzy-matching && rm translations/messages.pot && ../../$(BIN)/pybabel -q compile -d translations
 
 readme: $(VENV)/.installed-dev

@@ -48,3 +48,14 @@ def put(folder, *names, mode='L'):
         (folder/n).parent.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(list(str(n).encode()))
         Image.fromarray(rng.integers(0, 256, (16,16) if mode=='L' else (16,16,3), dtype=np.uint8)).save(folder/n)
+
+@pytest.fixture
+def serve():
+    "Starts real servers of the page, and ends those that still run"
+    import signal
+    from person import Server
+    made = []
+    def start(*args, **kw): made.append(Server(*args, **kw)); return made[-1]
+    yield start
+    for o in made:
+        if o.process.poll() is None: o.stop(signal.SIGKILL)

@@ -1,8 +1,7 @@
 """The page: what people upload is sorted, shown to them alone, and handed back whole; what is hostile gets nowhere.
 
-`MEDNIST_FASTAI_LOAD=full` makes the load test as large as it is meant to be: 20 people with 50 images each."""
-import hashlib, http.cookiejar, io, json, os, re, signal, socket, sqlite3, stat, subprocess, sys, threading, time, urllib.request, zipfile
-from collections import Counter
+`MEDNIST_FASTAI_LOAD=full` makes the load test as large as it is meant to be: 20 people with 50 images each, as `benchmarks/web.py` measures it."""
+import hashlib, io, json, os, re, shutil, signal, socket, sqlite3, stat, subprocess, sys, threading, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
@@ -16,7 +15,7 @@ from mednist_fastai.web import create_app
 from mednist_fastai.web.batches import Batches, Cancelled, Person as Shared
 from mednist_fastai.web.box import Box, take
 from mednist_fastai.web.settings import SECRET_ENV, Settings, WebError, server_secret
-from person import Person, picture, zipped
+from person import Browser, Person, crowd, picture, zipped
 
 @pytest.fixture(scope='module')
 def phantoms(tmp_path_factory):
@@ -74,7 +73,7 @@ def test_in_both_languages(app, ann):
         assert words in html and ('Research software, not a medical device' in html or 'pas un dispositif médical' in html)
     assert ann.post('/language', dict(language='fr', back='/api/v1/')).headers['Location']=='/api/v1/'
     assert '<html lang="fr">' in ann.get('/').text
-    for evil in ('https://elsewhere.example','//elsewhere.example','/\\elsewhere.example','javascript:alert(1)'):
+    for evil in ('https://elsewhere.example','//elsewhere.example','/\\elsewhere.example','/\t/elsewhere.example','/\r\n/elsewhere.example','javascript:alert(1)'):
         assert ann.post('/language', dict(language='en', back=evil)).headers['Location']=='/'
     fr = Person(app, headers={'Accept-Language':'fr'})
     assert 'vide : 0 octet' in fr.sort(('rien.png', b'')) and 'illisible' in fr.get('/').text
@@ -185,6 +184,35 @@ def test_limits(site, phantoms):
     assert Person(full).upload(('a.png', picture(1))).status_code==507
     r = p.post('/upload')
     assert r.status_code==400 and 'Traceback' not in r.text
+
+def test_the_disk_stays_free_while_a_zip_grows(site, monkeypatch):
+    "What was sent fits, what it grows to doesn't"
+    app = site(spare=1000)
+    p,free = Person(app),[2**40]
+    def usage(_): free[0] -= 2**39; return shutil._ntuple_diskusage(2**40, 0, max(0, free[0]))
+    monkeypatch.setattr(shutil, 'disk_usage', usage)
+    r = p.upload(('a.zip', zipped(**{f'{i}.png':bytes(2**20) for i in range(9)})))
+    assert r.status_code==507 and not any(app.extensions['mednist'].runs.sessions.iterdir())
+    free[0] = 2**41
+    p.sort(('a.png', picture(1)))
+    free[0] = 2**39
+    assert p.get('/download').status_code==507
+
+def test_a_session_that_is_cleared_while_it_is_asked_for(app, ann, monkeypatch):
+    ann.sort(('a.png', picture(1)))
+    real = Box.touch
+    def gone(self): shutil.rmtree(self.root); real(self)
+    monkeypatch.setattr(Box, 'touch', gone)
+    assert ann.get('/').status_code==200 and ann.get('/download').status_code==410
+
+def test_no_path_of_the_server_is_told(site, ann, app, monkeypatch):
+    from mednist_fastai.learner import LearnerError
+    from mednist_fastai.sort import SortError
+    for kind in (lambda at: SortError(f'cannot write to {at}/sorted: no room; nothing is lost'), lambda at: LearnerError(at, 'damaged')):
+        def fails(src, dst, *a, **kw): raise kind(Path(dst).parent.parent)
+        monkeypatch.setattr('mednist_fastai.web.runs.classify_folder', fails)
+        html = ann.sort(('a.png', picture(1)))
+        assert 'Sorting stopped' in html and str(app.extensions['mednist'].settings.data) not in html
 
 def test_too_many_pixels_are_listed(ann):
     import struct, zlib
@@ -330,7 +358,7 @@ def test_look(ann, phantoms):
     for path in ('/file/3/','/file/99/','/file/0/','/file/99999999999999999999/','/file/x/'): assert ann.get(path).status_code==404
     assert 'href="/file/2/"' in html and 'id="before"' not in html
 
-def test_windows_of_a_dicom(ann):
+def test_windows_of_a_dicom(app, ann):
     from pydicom.data import get_testdata_file
     b = Path(get_testdata_file('CT_small.dcm')).read_bytes()
     ann.sort(('ct', b))
@@ -338,6 +366,9 @@ def test_windows_of_a_dicom(ann):
     views = {q:ann.get(f'/file/1/image.png{q}') for q in ('','?window=lung','?window=bone','?window=own&centre=40&width=400','?window=soft+tissue')}
     assert all(o.status_code==200 for o in views.values()) and len({o.data for q,o in views.items() if 'soft' not in q})==4
     assert views['?window=own&centre=40&width=400'].data==views['?window=soft+tissue'].data
+    kept = on_disk(app.extensions['mednist'].settings.data)
+    for c in range(5): assert ann.get(f'/file/1/image.png?window=own&centre={c}&width=400').status_code==200
+    assert on_disk(app.extensions['mednist'].settings.data)==kept # somebody who asks for a million of them fills no disk
     for q in ('?window=x','?window=own','?window=own&centre=1&width=0','?window=own&centre=nan&width=1','?window=own&centre=1&width=inf'): assert ann.get(f'/file/1/image.png{q}').status_code==400
 
 def test_where_it_looked(ann, phantoms):
@@ -384,6 +415,14 @@ def test_classify_by_api(app, ann, phantoms):
     assert len(list(app.extensions['mednist'].runs.sessions.iterdir()))==1 # nothing of the API's stays
     assert c.post('/api/v1/classify', headers=bearer(app)).status_code==400
     assert c.get('/api/v1/nothing').is_json and c.get('/api/v1/labels', headers=bearer(app)).status_code==404
+
+def test_a_full_disk_takes_no_turns(app, monkeypatch):
+    "A request of the API that fails early gives its turn back"
+    def full(_): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as m:
+        m.setattr(Box, 'create', full)
+        for _ in range(8): assert app.test_client().post('/api/v1/classify', data=dict(f=(io.BytesIO(picture(1)), 'a.png')), headers=bearer(app)).status_code==500
+    assert app.extensions['mednist'].turns._value==4
 
 def _rows(app):
     (box,) = app.extensions['mednist'].runs.sessions.iterdir()
@@ -438,72 +477,10 @@ def test_translations_are_complete_and_compiled():
 
 # A real server, in a process of its own
 
-def free_port():
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
-
-class Server:
-    def __init__(self, data, **kw):
-        self.port = free_port()
-        args = ', '.join(f'{k}={v!r}' for k,v in dict(data=str(data), port=self.port, quiet=True, **kw).items() if k!='quiet')
-        self.process = subprocess.Popen([sys.executable, '-c', f'from mednist_fastai.web.serve import mednist_web; mednist_web({args})'], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        threading.Thread(target=lambda: setattr(self, 'said', self.process.stderr.read()), daemon=True).start()
-        self.url = f'http://127.0.0.1:{self.port}'
-        end = time.monotonic()+60
-        while time.monotonic()<end:
-            try: urllib.request.urlopen(self.url+'/health', timeout=5).read(); return
-            except OSError: time.sleep(.1)
-        raise AssertionError('the server does not answer')
-    def stop(self, how=signal.SIGTERM):
-        self.process.send_signal(how)
-        return self.process.wait(30)
-    def memory(self): return max(int(re.search(r'VmHWM:\s+(\d+)', Path(f'/proc/{self.process.pid}/status').read_text())[1])*1024, 0)
-
-@pytest.fixture
-def serve():
-    made = []
-    def start(*args, **kw): made.append(Server(*args, **kw)); return made[-1]
-    yield start
-    for o in made:
-        if o.process.poll() is None: o.stop(signal.SIGKILL)
-
-class Browser:
-    "Cookies and forms over the wire"
-    def __init__(self, url): self.url,self.opener = url,urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
-    def get(self, path): return self.opener.open(self.url+path, timeout=120)
-    def token(self): return re.search(r'name="csrf_token" value="([^"]+)"', self.get('/').read().decode())[1]
-    def body(self, files):
-        b = b'----'
-        parts = [f'--b\r\nContent-Disposition: form-data; name="csrf_token"\r\n\r\n{self.token()}\r\n'.encode()]
-        parts += [f'--b\r\nContent-Disposition: form-data; name="files"; filename="{n}"\r\nContent-Type: image/png\r\n\r\n'.encode()+d+b'\r\n' for n,d in files]
-        return b''.join(parts)+b'--b--\r\n'
-    def upload(self, files):
-        r = urllib.request.Request(self.url+'/upload', self.body(files), {'Content-Type':'multipart/form-data; boundary=b', 'HX-Request':'true'})
-        return self.opener.open(r, timeout=120).read()
-    def wait(self):
-        while True:
-            r = self.get('/progress')
-            if r.headers.get('HX-Retarget'): return r.read().decode()
-            time.sleep(.2)
-
-def test_twenty_people_at_once(tmp_path, serve, record_property):
-    n = 50 if os.environ.get('MEDNIST_FASTAI_LOAD')=='full' else 10
+def test_twenty_people_at_once(tmp_path, serve):
     s = serve(tmp_path/'data')
-    before,times = s.memory(),[]
-    def person(k):
-        b = Browser(s.url)
-        files = [(f'p{k}-{i}.png', picture(1000*k+i, 256)) for i in range(n)]
-        t = time.monotonic()
-        for i in range(0, n, 25): b.upload(files[i:i+25])
-        html = b.wait()
-        times.append(time.monotonic()-t)
-        z = zipfile.ZipFile(io.BytesIO(b.get('/download').read()))
-        got = Counter(hashlib.sha256(z.read(o)).hexdigest() for o in z.namelist() if o!='report.csv')
-        names = {l.split('","')[0].strip('"') for l in z.read('report.csv').decode().splitlines()[1:]}
-        return got==Counter(hashlib.sha256(d).hexdigest() for _,d in files) and names=={o for o,_ in files} and f'{n} files' in html
-    with ThreadPoolExecutor(20) as pool: assert all(pool.map(person, range(20)))
-    p95,grew = sorted(times)[18],s.memory()-before
-    print(f'20 people, {n} images each: p95 {p95:.1f} s, memory grew by {grew/2**20:.0f} MiB to {s.memory()/2**20:.0f} MiB')
-    assert grew<700*2**20
+    got = crowd(s, images=50 if os.environ.get('MEDNIST_FASTAI_LOAD')=='full' else 10)
+    assert not got['errors'] and not got['mixed_up'] and len(got['seconds'])==20 and got['grew']<700*2**20
     assert s.stop()==0
 
 def test_killed_during_an_upload_and_during_a_sort(tmp_path, serve):
@@ -512,7 +489,7 @@ def test_killed_during_an_upload_and_during_a_sort(tmp_path, serve):
     b = Browser(s.url)
     b.upload([('first.png', picture(1))]); b.wait()
     # half a body, and the server dies
-    body,jar = b.body([('second.png', picture(2, 600))]),'; '.join(f'{c.name}={c.value}' for h in b.opener.handlers if hasattr(h, 'cookiejar') for c in h.cookiejar)
+    body,jar = b.body([('second.png', picture(2, 600))]),'; '.join(f'{c.name}={c.value}' for c in b.jar)
     with socket.create_connection(('127.0.0.1', s.port)) as raw:
         raw.sendall(f'POST /upload HTTP/1.1\r\nHost: localhost\r\nCookie: {jar}\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(body)}\r\n\r\n'.encode()+body[:len(body)//2])
         time.sleep(.3)

@@ -1,10 +1,12 @@
 """The clinician's way through a real browser (Chromium by Playwright): upload, table, download, review, in both languages, with keys, light and dark, phone and screen.
 
 Pictures of the pages are kept under `screenshots/` of the folder named by MEDNIST_FASTAI_ARTEFACTS, else in pytest's own."""
-import io, os, shutil, subprocess, tarfile, threading, zipfile
+import hashlib, io, os, re, shutil, subprocess, tarfile, threading, zipfile
+from contextlib import contextmanager
 from pathlib import Path
 import pytest
-from mednist_fastai.store import Store
+from mednist_fastai.learner import open_learner
+from mednist_fastai.store import Store, pixel_file
 from mednist_fastai.web import create_app
 from mednist_fastai.web.accounts import set_password
 from mednist_fastai.web.serve import make_server
@@ -39,16 +41,13 @@ def shots(tmp_path_factory):
     at.mkdir(parents=True, exist_ok=True)
     return at
 
-@pytest.fixture(scope='module')
-def url(tmp_path_factory, phantoms):
-    "A real server with a store and an index, on a free port"
-    from mednist_fastai.search import SearchIndex
-    at = tmp_path_factory.mktemp('server')
+@contextmanager
+def serving(at, **kw):
+    "A real server with a store, an admin and a reviewer, on a free port"
     with Store.create(at/'store', 'ann') as s:
         s.add_user('bob', 'reviewer', 'ann')
         set_password(s, 'ann', 'correct horse 1', 'ann'); set_password(s, 'bob', 'battery staple 2', 'bob')
-    SearchIndex.create(at/'index').index(phantoms)
-    s = Settings(data=at/'data', store=at/'store', index=at/'index', device='cpu', spare=0, port=0)
+    s = Settings(data=at/'data', store=at/'store', device='cpu', spare=0, port=0, **kw)
     app = create_app(s)
     server = make_server(app, s)
     t = threading.Thread(target=server.run, daemon=True)
@@ -57,11 +56,19 @@ def url(tmp_path_factory, phantoms):
     server.close(); t.join(10)
     app.extensions['mednist'].close()
 
+@pytest.fixture(scope='module')
+def url(tmp_path_factory, phantoms):
+    from mednist_fastai.search import SearchIndex
+    at = tmp_path_factory.mktemp('server')
+    SearchIndex.create(at/'index').index(phantoms)
+    with serving(at, index=at/'index') as u: yield u
+
 @pytest.fixture
-def person(browser, url):
+def person(browser, request):
     "Opens a page; whatever the browser complains of fails the test"
     contexts,said = [],[]
-    def make(size='laptop', dark=False, locale='en-GB', **kw):
+    def make(size='laptop', dark=False, locale='en-GB', url=None, **kw):
+        url = url or request.getfixturevalue('url')
         c = browser.new_context(base_url=url, viewport=dict(zip(('width','height'), SIZES[size])), color_scheme='dark' if dark else 'light', locale=locale, accept_downloads=True, **kw)
         contexts.append(c)
         page = c.new_page()
@@ -163,6 +170,54 @@ def test_review_with_the_keyboard(person, phantoms, shots):
     page.wait_for_selector('blockquote')
     assert page.inner_text('blockquote p')=='13u comes <b>here</b>'
 
+@pytest.fixture
+def home(lab, tmp_path, monkeypatch):
+    "A home with the tiny learner; its recipe's source, `phantom`, is found where the server runs"
+    from mednist_fastai.retrain import make_home
+    (tmp_path/'phantom').symlink_to(lab/'train')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    return make_home(lab/'tiny', tmp_path/'home')
+
+def test_from_upload_to_another_learner(person, home, phantom_files, tmp_path, shots):
+    "Sorted, corrected, trained on: the verdict with its figures, and the step that takes it back or overrules it"
+    truth = {hashlib.sha256(pixel_file(o)[0]).hexdigest():Path(o).parent.name for o in phantom_files[::20]}
+    with serving(tmp_path, home=home, learner=home) as url:
+        page,first = person(url=url),open_learner(home).digest[:12]
+        upload(page, phantom_files[::20])
+        assert page.locator('.files tbody tr').count()==15 and first in page.inner_text('footer')
+        sign_in(page)
+        page.goto('/')
+        page.click('text=Send to review')
+        page.wait_for_selector('text=In the store for review.')
+        page.click('nav >> text=Review')
+        for i in range(15):
+            page.wait_for_selector(f'text=Looked at: {i} of 15')
+            page.click(f'[data-label={truth[page.url.split("/")[-1].split("?")[0]]}]')
+        page.wait_for_selector('text=Nothing is left')
+        page.click('text=Sign out')
+        sign_in(page, 'ann', 'correct horse 1')
+        page.click('nav >> text=Admin')
+        page.click('text=Train on what people said')
+        page.wait_for_selector('text=running')
+        page.wait_for_selector('#retraining b:text-matches("promoted|refused|failed")', timeout=400_000)
+        page.wait_for_selector('button[value=retrain]:enabled')
+        page.screenshot(path=shots/'verdict.png', full_page=True)
+        text,passed = page.inner_text('#retraining pre'),'promoted: the new learner is in use' in page.inner_text('#retraining')
+        assert re.search(r'test: phantom, random test, seed 0: \d+ errors of \d+ before, \d+ now; \d+ broken, \d+ mended', text) and ('FAILED' in text)!=passed, text
+        steps = page.locator('#retraining tbody tr')
+        assert steps.count()==2 and steps.nth(0).locator('td').nth(1).inner_text()==('promote' if passed else 'refuse')
+        assert (first in page.inner_text('footer'))!=passed and open_learner(home).digest[:12] in page.inner_text('footer')
+        page.click('text=Back to the learner before' if passed else 'text=Use it all the same')
+        page.wait_for_selector(f'#retraining td:text-is("{"rollback" if passed else "promote"}")', timeout=120_000)
+        page.wait_for_selector('button[value=retrain]:enabled')
+        assert (first in page.inner_text('footer'))==passed and open_learner(home).digest[:12] in page.inner_text('footer')
+        if not passed: # what was sorted before says by whom
+            page.click('text=Sign out')
+            sign_in(page)
+            page.goto('/')
+            page.wait_for_selector(f'text=sorted by an earlier learner >> text={first}')
+
 def test_without_scripts(person, phantoms):
     "Slower and plainer, but everything goes"
     page = person(java_script_enabled=False)
@@ -196,7 +251,7 @@ def test_everybody_can_use_it(person, phantoms, shots, axe, size, dark):
     page.wait_for_selector('text=In the store for review.')
     for name,path in dict(sort='/', look=look, review='/review/', admin='/admin/', me='/me', api='/api/v1/', missing='/nothing', signin='/sign-in').items():
         page.goto(path)
-        page.wait_for_load_state('networkidle')
+        page.wait_for_function("!document.querySelector('.htmx-request, [hx-trigger=load] > div:empty')") # what is fetched after the page is there, too
         page.screenshot(path=shots/f'{size}-{"dark" if dark else "light"}-{name}.png', full_page=True)
         page.evaluate(axe)
         found = page.evaluate('axe.run(document, {resultTypes: ["violations"]})')['violations']

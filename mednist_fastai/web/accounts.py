@@ -1,10 +1,12 @@
 "Who is who: passwords by argon2, sign-in by flask-login, tokens of the API by itsdangerous; users and their roles are those of the store"
-import hashlib, threading
+import hashlib, re, secrets, threading, time
+from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 import sqlalchemy as sa
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from flask import abort, current_app
+from flask import abort, current_app, session
 from flask_login import LoginManager, UserMixin, current_user
 from itsdangerous import BadData, URLSafeTimedSerializer
 from .words import N_
@@ -31,11 +33,38 @@ def _row(store, name):
 
 def store_of(app)->Store: return app.extensions['mednist'].store
 
+# A sign-in is a file: when it is gone, every copy of its cookie has ended
+
+def _seats(settings):
+    at = Path(settings.data)/'seats'
+    at.mkdir(exist_ok=True)
+    return at
+
+def take_seat(settings):
+    session['seat'] = secrets.token_hex(16)
+    (_seats(settings)/session['seat']).touch()
+
+def leave_seat(settings):
+    if re.fullmatch('[0-9a-f]{32}', seat := session.pop('seat', '')): (_seats(settings)/seat).unlink(missing_ok=True)
+
+def end_seats(settings):
+    "Those that nobody used for `settings.hours`"
+    for o in _seats(settings).iterdir():
+        with suppress(FileNotFoundError):
+            if time.time()-o.stat().st_mtime>settings.hours*3600: o.unlink()
+
+def _seated(settings):
+    seat = session.get('seat', '')
+    at = _seats(settings)/seat
+    if not re.fullmatch('[0-9a-f]{32}', seat) or not at.is_file(): return False
+    at.touch()
+    return True
+
 @login.user_loader
 def load_user(id):
     store = store_of(current_app)
     mark,_,name = id.partition(':')
-    if store and (r := _row(store, name)) and r.password_hash and _mark(r)==mark: return User(r)
+    if store and _seated(current_app.extensions['mednist'].settings) and (r := _row(store, name)) and r.password_hash and _mark(r)==mark: return User(r)
 
 def check_password(store, name, password):
     "The user with this password, or None"

@@ -1,10 +1,10 @@
 "The application: what every page has in common"
-import hashlib, hmac, logging, secrets, threading, time
+import hashlib, hmac, logging, re, secrets, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from babel.numbers import get_decimal_symbol
-from flask import Flask, current_app, g, jsonify, render_template, request, session
+from flask import Flask, current_app, g, jsonify, render_template, request, session, url_for
 from flask_babel import Babel, format_decimal, get_locale, gettext as _
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
@@ -13,8 +13,8 @@ from flask_wtf.csrf import CSRFProtect
 from werkzeug.exceptions import HTTPException, SecurityError
 from werkzeug.middleware.proxy_fix import ProxyFix
 from . import words
-from .accounts import login
-from .box import Box, FullError, GoneError, LimitError
+from .accounts import end_seats, login
+from .box import Box, EarlierLearnerError, FullError, GoneError, LimitError
 from .metrics import Metrics
 from .pictures import Cams
 from .runs import Runs
@@ -36,6 +36,7 @@ class State:
     def close(self):
         "Stop the threads; sessions stay and go on with the next start"
         self.ended.set()
+        if self.retraining: self.retraining.close()
         self.keeper.shutdown(wait=True, cancel_futures=True)
         self.cams.close()
         self.runs.close()
@@ -44,12 +45,17 @@ class State:
 csrf = CSRFProtect()
 
 def _key():
-    "Whom a rate is counted for: the session where there is a real one, so that a ward behind one address isn't one person; else the address"
+    "Whom a rate is counted for: the user or the session where there is a real one, so that a ward behind one address isn't one person; else the address"
+    if current_user.is_authenticated: return f'user {current_user.name}'
     return f'session {g.box.sid}' if getattr(g, 'box', None) else get_remote_address()
 
 limiter = Limiter(_key, storage_uri='memory://', default_limits=[lambda: _state().settings.limits], headers_enabled=True)
 
 def _state(): return current_app.extensions['mednist']
+
+def own_path(to):
+    "Where to go on: only a path of this page. //elsewhere and /\\elsewhere are other hosts, and browsers drop tabs and line ends"
+    return to if re.fullmatch(r'/(?!/)[^\\\x00-\x1f\x7f]*', to) else url_for('sort.index')
 
 def choose_language():
     "The switch, else the browser's wish"
@@ -70,10 +76,14 @@ def _open_store(s):
     from ..store import Store
     return Store(s.store)
 
-def _open_index(s, learner):
+def _open_index(s, runs):
+    "By the learner in use, or where the home went on since the index was made, by the version that made it"
     if s.index is None: return
-    from ..search import SearchIndex
-    return SearchIndex(s.index, learner)
+    from ..search import OtherLearnerError, SearchIndex, _read_config
+    try: return SearchIndex(s.index, runs.learner)
+    except OtherLearnerError:
+        if (lf := runs.learner_of(_read_config(Path(s.index))['learner']['digest'])) is None: raise
+        return SearchIndex(s.index, lf)
 
 def make_app(settings=None):
     "See `mednist_fastai.web.create_app`"
@@ -86,16 +96,16 @@ def make_app(settings=None):
         WTF_CSRF_TIME_LIMIT=None, BABEL_DEFAULT_LOCALE='en', TRUSTED_HOSTS=[*s.names] or (['localhost','127.0.0.1','::1','[::1]',s.host] if local else None))
     if s.proxies: app.wsgi_app = ProxyFix(app.wsgi_app, x_for=s.proxies, x_proto=s.proxies, x_host=s.proxies)
     runs = Runs(s)
-    try: store,index = _open_store(s),_open_index(s, runs.learner)
+    try: store,index = _open_store(s),_open_index(s, runs)
     except BaseException: runs.close(); raise
     st = app.extensions['mednist'] = State(s, secret, runs, Cams(), Metrics(), store, index)
     st.turns = threading.BoundedSemaphore(max(1, s.threads//2))
     st.metrics.watch(st)
+    app.before_request(_begin) # before rates are counted: they are of a session
     csrf.init_app(app); limiter.init_app(app); login.init_app(app)
     login.login_view,login.login_message = 'accounts.sign_in',None
     Babel(app, locale_selector=choose_language)
     app.after_request(_headers)
-    app.before_request(_begin)
     st.metrics.attach(app)
     _errors(app)
     _words(app)
@@ -105,7 +115,7 @@ def make_app(settings=None):
 
 def _sweep(st):
     while not st.ended.wait(600):
-        try: st.runs.sweep()
+        try: st.runs.sweep(); end_seats(st.settings)
         except Exception: log.exception('old sessions could not be removed; it is tried again in ten minutes')
 
 def _blueprints(app, st):
@@ -121,8 +131,14 @@ def _begin():
     "The box of this session, if it has one"
     g.box = None
     if request.endpoint in (None,'static') or request.endpoint.startswith(('health.','api.')): return
-    g.box = Box.open(_state().settings, session.get('sid'))
-    if g.box: g.box.touch()
+    box = Box.open(_state().settings, session.get('sid'))
+    if not box: return
+    try:
+        # once somebody has signed in with it, it is theirs: neither the next person at this screen nor a copy of the cookie sees it
+        if (owner := box.note('owner')) and not (current_user.is_authenticated and current_user.name==owner): return
+        box.touch()
+    except (GoneError,FileNotFoundError): return # cleared a moment ago
+    g.box = box
 
 # What goes wrong
 
@@ -148,6 +164,8 @@ def _errors(app):
     def _csrf(e): return fail(400, _('The form is too old or not of this page. Reload the page and try again.'))
     @app.errorhandler(LimitError)
     def _limit(e): return fail(413, _(str(e))+' '+_('Nothing of this upload was kept.'))
+    @app.errorhandler(EarlierLearnerError)
+    def _earlier(e): return fail(409, _('These files were not taken in: the session was sorted by an earlier learner, %(name)s. Sort all of it again, or take its result home and clear it; then send them once more.', name=_named(e.args[0])))
     @app.errorhandler(FullError)
     def _full(e): return fail(507, '')
     @app.errorhandler(GoneError)
@@ -168,9 +186,13 @@ def _errors(app):
         log.error('error %s at %s', mark, request.endpoint, exc_info=e)
         return fail(500, '', mark)
 
+def _named(by):
+    "Name and digest of a learner: a retrained one may have the name of that before"
+    return f'{by.name if hasattr(by, "name") else by.info.get("name", by.path.name)} ({by.digest[:12]})'
+
 def _words(app):
     st = app.extensions['mednist']
-    app.jinja_env.filters.update(moment=lambda t: time.strftime('%Y-%m-%d %H:%M', time.gmtime(t)), percent=lambda x: '' if x is None else percent(x).replace('.', get_decimal_symbol(get_locale())), decimal=format_decimal, reason=lambda t: words.reason(t, _), doubt=lambda o: _(words.DOUBTS.get(o, o)),
+    app.jinja_env.filters.update(named=_named, moment=lambda t: time.strftime('%Y-%m-%d %H:%M', time.gmtime(t)), percent=lambda x: '' if x is None else percent(x).replace('.', get_decimal_symbol(get_locale())), decimal=format_decimal, reason=lambda t: words.reason(t, _), doubt=lambda o: _(words.DOUBTS.get(o, o)),
         status=lambda o: _(words.STATUS.get(o, o)), said=lambda o: _(words.SAID.get(o, o)), role=lambda o: _(words.ROLE.get(o, o)))
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     @app.context_processor

@@ -1,6 +1,7 @@
 "The files of one person: taken in whole or not at all, sorted, shown, and handed back as one ZIP"
 import io, json, math, os, re, secrets, shutil, sqlite3, stat, time, zipfile, zlib
 from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from ..images import _is_dicom, _utf8
 from ..sort import REVIEW, SortError, folder_names, read_report, write_report
@@ -11,6 +12,14 @@ CHUNK = 2**18
 class LimitError(Exception): "More than the server takes; nothing of this upload was kept"
 class FullError(Exception): "The disk has no room for an upload"
 class GoneError(Exception): "The session was cleared or is too old"
+class EarlierLearnerError(Exception): "The session was sorted by a learner that is not in use any more, and takes no more files"
+
+@dataclass
+class SortedBy:
+    "The learner that sorted a session, as far as its results need it; `Store.record` takes it for a learner"
+    name: str; digest: str; labels: list; task: str; thresholds: list|None
+    @classmethod
+    def of(cls, lf): return cls(lf.info.get('name', lf.path.name), lf.digest, lf.labels, lf.task, lf.thresholds.tolist() if lf.task=='multi_label' else None)
 
 _SCHEMA = '''CREATE TABLE IF NOT EXISTS file(n INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, size INT NOT NULL, dicom INT NOT NULL, status TEXT NOT NULL,
     why TEXT NOT NULL DEFAULT '', label TEXT NOT NULL DEFAULT '', confidence REAL, second TEXT NOT NULL DEFAULT '', second_confidence REAL, stranger REAL,
@@ -56,6 +65,10 @@ class Box:
             except BaseException: con.execute('ROLLBACK'); raise
             con.execute('COMMIT')
 
+    def size(self):
+        "Bytes of its files"
+        with self.db() as db: return db.execute('SELECT ifnull(sum(size),0) FROM file').fetchone()[0]
+
     def touch(self): (self.root/'used').touch()
     def age(self): "Seconds since somebody used it"; return time.time()-(self.root/'used').stat().st_mtime
 
@@ -66,8 +79,19 @@ class Box:
             return next((o[0] for o in db.execute('SELECT value FROM note WHERE key=?', (key,))), '')
 
     def learner(self):
-        "Labels of the learner that sorted this session, and whether it has several findings; None before"
-        return tuple(json.loads(o)) if (o := self.note('learner')) else None
+        "Who sorted this session, as `SortedBy`; None before"
+        return SortedBy(**json.loads(o)) if (o := self.note('by')) else None
+
+    def folder(self, digest):
+        "What a learner sorts into: each has a folder of its own, so that a run that was cut off is only gone on with by the learner that began it"
+        return self.sorted/digest[:16]
+
+    def forget(self):
+        "All files wait again, whatever was said of them"
+        with self.db(write=True) as db:
+            db.execute("""UPDATE file SET status='', why='', label='', confidence=NULL, second='', second_confidence=NULL, stranger=NULL, doubts='', same_as=NULL, destination='', probs='[]'
+                WHERE status IN ('sorted','review','unreadable')""")
+            db.execute("DELETE FROM note WHERE key IN ('by','kept','error')")
 
     def recover(self):
         "Remove what a killed server was about to take in"
@@ -83,13 +107,14 @@ def _head(path, n=4096):
     with open(path, 'rb') as f: return f.read(n)
 def _is_zip(head): return head[:4] in (b'PK\3\4', b'PK\5\6')
 
-def save_stream(stream, to, most):
-    "Write a stream to a new file; raises `LimitError` beyond `most` bytes"
+def save_stream(stream, to, most, spare=0):
+    "Write a stream to a new file; raises `LimitError` beyond `most` bytes, `FullError` before less than `spare` bytes are free"
     n = 0
     with open(to, 'xb') as f:
         while b := stream.read(CHUNK):
             n += len(b)
             if n>most: raise LimitError(N_('More bytes than a session may have.'))
+            if shutil.disk_usage(to.parent).free<spare: raise FullError() # a ZIP grows, and others write, too
             f.write(b)
     return n
 
@@ -121,7 +146,7 @@ def unpack(path, to, room, s):
                 if why := _bad_member(info, s): out.append((info.filename, None, why)); continue
                 at = to/secrets.token_hex(8)
                 try:
-                    with z.open(info) as m: room -= save_stream(m, at, room)
+                    with z.open(info) as m: room -= save_stream(m, at, room, s.spare)
                 except (zipfile.BadZipFile,zlib.error,EOFError,NotImplementedError,RuntimeError,ValueError): out.append((info.filename, None, N_('damaged in the ZIP')))
                 else: out.append((info.filename, at, N_('a ZIP in a ZIP is not opened') if _is_zip(_head(at, 4)) else ''))
     except (zipfile.BadZipFile,ValueError,NotImplementedError): return [('', None, N_('a damaged ZIP'))]
@@ -130,13 +155,13 @@ def unpack(path, to, room, s):
 def take(box:Box, uploads):
     "Take in (name, stream) pairs, ZIPs unpacked; the number of files. All of them or, with a `LimitError`, none"
     s,got,work = box.settings,[],box.part/secrets.token_hex(8)
-    with box.db() as db: used = db.execute('SELECT ifnull(sum(size),0) FROM file').fetchone()[0]
+    used = box.size()
     try: work.mkdir()
     except FileNotFoundError as e: raise GoneError() from e
     try:
         for name,stream in uploads:
             at = work/secrets.token_hex(8)
-            used += save_stream(stream, at, s.max_bytes-used)
+            used += save_stream(stream, at, s.max_bytes-used, s.spare)
             if not _is_zip(_head(at, 4)): got.append((name, at, '')); continue
             members = unpack(at, work, s.max_bytes-used, s)
             used += sum(o.stat().st_size for _,o,_ in members if o)
@@ -165,16 +190,17 @@ def _enter(box, got):
 
 def _real(x): return None if x is None or x!=x else float(x)
 
-def absorb(box:Box, df, labels, multi):
-    "Write what the report of `classify_folder` says into the table"
-    box.note('learner', json.dumps([labels,multi]))
+def absorb(box:Box, df, lf):
+    "Write what the report of `classify_folder` says into the table, and whose words they are"
+    labels,root = lf.labels,box.folder(lf.digest)
     def n(path): return int(os.path.basename(path)) if path else None
     probs = df[[f'p_{o}' for o in labels]].to_numpy() if len(df) else []
     rows = [(r.status, r.error, r.label, _real(r.confidence), r.second, _real(r.second_confidence), _real(r.stranger), r.doubts, n(r.same_as),
-             os.path.relpath(r.destination, box.sorted).replace(os.sep, '/') if r.destination else '', json.dumps([_real(o) for o in p] if r.label else []), n(r.path)) for r,p in zip(df.itertuples(), probs)]
+             os.path.relpath(r.destination, root).replace(os.sep, '/') if r.destination else '', json.dumps([_real(o) for o in p] if r.label else []), n(r.path)) for r,p in zip(df.itertuples(), probs)]
     with box.db(write=True) as db:
         db.executemany('''UPDATE file SET status=?, why=?, label=?, confidence=?, second=?, second_confidence=?, stranger=?, doubts=?, same_as=?, destination=?, probs=?
             WHERE n=? AND status='' ''', rows)
+        db.execute("INSERT INTO note VALUES ('by',?) ON CONFLICT(key) DO UPDATE SET value=excluded.value", (json.dumps(asdict(SortedBy.of(lf))),))
 
 def waiting(box:Box)->int:
     "Files that have no result yet"

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..images import WINDOWS, ImageError, open_image
 
 THUMB,LARGE = 160,1600 # longest side, pixels
-_decoders = threading.Semaphore(2) # the largest picture takes 200 MB while it is decoded
+decoders = threading.Semaphore(2) # the largest picture takes 200 MB while it is decoded
 
 def write_whole(at:Path, data:bytes):
     "A file appears whole or not at all"
@@ -15,7 +15,7 @@ def write_whole(at:Path, data:bytes):
 
 def png(path, side, window=None)->bytes:
     "The picture of a file, at most `side` pixels long; raises an `ImageError`"
-    with _decoders:
+    with decoders:
         im = open_image(path, 'RGB', size=side, window=window)
         im.thumbnail((side,side))
     im.info.clear()

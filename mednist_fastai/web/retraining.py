@@ -1,7 +1,9 @@
 "A retraining, asked for on the page and done in a process of its own"
-import os, subprocess, sys, threading, time
+import logging, subprocess, sys, threading, time
 from pathlib import Path
 from ..learner import HOME
+
+log = logging.getLogger('mednist_fastai.web')
 
 _RUN = '''
 import sys
@@ -17,31 +19,37 @@ else:
 class Retrainings:
     "At most one process at a time; what it printed and how it ended stays in `data/retraining`"
     def __init__(self, st):
-        self.st,self.lock,self.process = st,threading.Lock(),None
+        self.st,self.lock,self.process,self.waiting = st,threading.Lock(),None,None
         self.folder = Path(st.settings.data)/'retraining'
         self.folder.mkdir(exist_ok=True)
     @property
     def home(self): return self.st.settings.home
 
-    def running(self): return self.process is not None and self.process.poll() is None
+    def running(self): "Until its verdict is written down"; return self.waiting is not None and self.waiting.is_alive()
 
     def start(self, verb, by, path=''):
         "Begin; False where one is going on"
         with self.lock:
             if self.running(): return False
-            log = self.folder/f'{time.strftime("%Y%m%dT%H%M%S", time.gmtime())}-{verb}.log'
-            with open(log, 'ab') as f:
+            said = self.folder/f'{time.strftime("%Y%m%dT%H%M%S", time.gmtime())}-{verb}.log'
+            with open(said, 'ab') as f:
                 self.process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', _RUN, verb, str(self.home), str(self.st.settings.store), by, str(path)], stdout=f, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-            threading.Thread(target=self._wait, args=(self.process,log), daemon=True).start()
+            self.waiting = threading.Thread(target=self._wait, args=(self.process,said), daemon=True)
+            self.waiting.start()
         return True
 
-    def _wait(self, process, log):
+    def _wait(self, process, said):
         code = process.wait()
-        log.with_suffix('.code').write_text(str(code))
-        try: self.st.runs.reopen() # what is current now sorts from now on
+        try: self.st.runs.reopen() # what is current now sorts from now on, and only then is it told so
         except Exception: # the old one goes on
-            import logging
-            logging.getLogger('mednist_fastai.web').exception('the current learner could not be opened')
+            log.exception('the current learner could not be opened')
+            code = 1
+            with open(said, 'a', encoding='utf-8') as f: f.write('The server could not open the learner that is current now; its log says why.\n')
+        said.with_suffix('.code').write_text(str(code))
+
+    def close(self):
+        "Nobody would see the verdict: a home survives that at any moment"
+        if self.process and self.process.poll() is None: self.process.terminate(); self.process.wait()
 
     def last(self):
         "What was printed last and how it ended: text, 'running', 'promoted', 'refused', 'failed' or 'done'"

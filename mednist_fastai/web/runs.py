@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from filelock import FileLock, Timeout
-from ..images import ImageError
 from ..learner import LearnerError, open_learner
 from ..infer import Predictor
 from ..sort import SortError, classify_folder
@@ -62,10 +61,33 @@ class Runs:
             if box.note('kept')=='working': box.note('kept', '') # it is asked for once more; what is in the store isn't kept twice
             if waiting(box): self.start(box)
 
+    def learner_of(self, digest):
+        "The learner with this digest: the one in use, or a version of the home; None where it is gone"
+        if digest==self.learner.digest: return self.learner
+        for home in (self.settings.home,self.settings.learner):
+            for o in Path(home).glob(f'versions/*-{digest[:8]}') if isinstance(home, (str,Path)) else ():
+                with suppress(LearnerError): # damaged: as good as gone
+                    if (lf := open_learner(o)).digest==digest: return lf
+
+    def earlier(self, box):
+        "Who sorted a session, where that is another learner than the one in use; one that is being sorted is finished by the learner that began"
+        by = box.learner()
+        return by if by and by.digest!=self.learner.digest and box.sid not in self.active else None
+
+    def again(self, box):
+        "Have everything in a box sorted once more, by the learner in use now"
+        old = None
+        with self.lock, suppress(FileNotFoundError):
+            if box.sid not in self.active: box.forget(); old = self._aside(box.sorted)
+        run = self.start(box)
+        if old: shutil.rmtree(old, ignore_errors=True)
+        return run
+
     def start(self, box):
-        "Have the new files of a box sorted; the run that does it"
+        "Have the new files of a box sorted; the run that does it, or None: two learners don't sort one session"
         with self.lock:
             if run := self.active.get(box.sid): return run # it looks again before it ends
+            if self.earlier(box): return
             run = self.active[box.sid] = Run(self.learner)
             run.future = self.pool.submit(self._work, box, run, self.batches)
         return run
@@ -80,7 +102,7 @@ class Runs:
                 with self.lock: # between this look and the end nobody can add a file unseen: `start` waits for the lock
                     if not waiting(box) or run.stop.is_set(): self.active.pop(box.sid, None); break
         except (Cancelled,GoneError): pass
-        except (SortError,LearnerError,ImageError) as e: self._failed(box, str(e))
+        except SortError as e: self._failed(box, str(e).replace(f'{box.root.absolute()}{os.sep}', '').replace(f'{box.root}{os.sep}', '')) # where the server keeps it is nobody's business
         except Exception: # the thread's last line: told to the person without its details, and to the log with them
             log.exception('sorting failed')
             self._failed(box, '')
@@ -90,10 +112,8 @@ class Runs:
             if run.doomed: self._throw(box.root)
 
     def _sort(self, box, run, batches):
-        run.done = 0
-        df = classify_folder(box.files, box.sorted, Person(batches, run.stop, run.count), progress=False)
-        lf = batches.predictor.learner
-        absorb(box, df, lf.labels, lf.task=='multi_label')
+        run.done,lf = 0,batches.predictor.learner
+        absorb(box, classify_folder(box.files, box.folder(lf.digest), Person(batches, run.stop, run.count), progress=False), lf)
         self.total += run.done
 
     def _failed(self, box, why):
@@ -105,12 +125,14 @@ class Runs:
             if run := self.active.get(box.sid): run.doomed = True; run.stop.set(); return
         self._throw(box.root)
 
-    def _throw(self, root):
-        "Gone at one moment, whatever it takes to delete"
+    def _aside(self, root):
+        "Gone at one moment, whatever it takes to delete; where it is now"
         to = self.trash/f'{root.name}-{secrets.token_hex(4)}'
-        with suppress(FileNotFoundError):
-            os.replace(root, to)
-            shutil.rmtree(to, ignore_errors=True)
+        os.replace(root, to)
+        return to
+
+    def _throw(self, root):
+        with suppress(FileNotFoundError): shutil.rmtree(self._aside(root), ignore_errors=True)
 
     def sweep(self):
         "Remove sessions that nobody used for `settings.hours`"

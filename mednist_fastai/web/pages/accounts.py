@@ -1,16 +1,12 @@
 "Sign in, sign out, one's own password and token"
-from flask import Blueprint, abort, redirect, render_template, request, session, url_for
+from flask import Blueprint, g, redirect, render_template, request, session, url_for
 from flask_babel import gettext as _
 from flask_login import current_user, login_required, login_user, logout_user
-from ..accounts import check_password, load_user, make_token, set_password
-from ..app import _state, limiter
+from ..accounts import check_password, leave_seat, make_token, set_password, take_seat
+from ..app import _state, limiter, own_path
 from ...store import StoreError
 
 bp = Blueprint('accounts', __name__)
-
-def _back(to):
-    "Where to go on; only a path of this page"
-    return to if to.startswith('/') and not to.startswith(('//','/\\')) and '\n' not in to and '\r' not in to else url_for('sort.index')
 
 @bp.get('/sign-in')
 def sign_in(): return render_template('sign_in.html', next=request.args.get('next', ''), error='')
@@ -22,13 +18,17 @@ def do_sign_in():
     user = check_password(_state().store, request.form.get('name', ''), request.form.get('password', ''))
     if user is None: return render_template('sign_in.html', next=request.form.get('next', ''), error=_('Name and password don\'t go together.')),401
     mine = {k:session[k] for k in ('sid','language') if k in session}
+    leave_seat(_state().settings)
     session.clear() # what a stranger may have put into the browser before ends here
     session.update(mine)
+    take_seat(_state().settings)
     login_user(user)
-    return redirect(_back(request.form.get('next', '')))
+    if g.box: g.box.note('owner', user.name)
+    return redirect(own_path(request.form.get('next', '')))
 
 @bp.post('/sign-out')
 def sign_out():
+    leave_seat(_state().settings)
     logout_user()
     return redirect(url_for('sort.index'))
 

@@ -1,7 +1,7 @@
 "Users, learners, retraining"
 from pathlib import Path
 import sqlalchemy as sa
-from flask import Blueprint, abort, redirect, render_template, request, url_for
+from flask import Blueprint, abort, make_response, redirect, render_template, request, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
 from ..accounts import needs, set_password
@@ -63,4 +63,7 @@ def retrain():
 def retraining():
     st = _state()
     text,verdict = st.retraining.last()
-    return render_template('_retraining.html', text=text, verdict=verdict and VERDICTS[verdict], running=st.retraining.running())
+    running = st.retraining.running()
+    r = make_response(render_template('_retraining.html', text=text, verdict=verdict and VERDICTS[verdict], running=running))
+    if not running: r.headers['HX-Refresh'] = 'true' # the buttons and the history have changed, too
+    return r

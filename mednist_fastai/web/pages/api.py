@@ -35,8 +35,9 @@ def classify():
     room(st)
     if not given: return fail(400, 'no file was sent: multipart/form-data with one or more files')
     if not st.turns.acquire(timeout=30): return fail(503, 'too many requests wait already; try again in a moment')
-    box = Box.create(st.settings)
+    box = None
     try:
+        box = Box.create(st.settings)
         take(box, given)
         run = st.runs.start(box)
         try: run.future.result(timeout=300)
@@ -46,7 +47,7 @@ def classify():
         return jsonify(learner=dict(name=lf.info.get('name', lf.path.name), digest=lf.digest, task=lf.task), results=[_result(r, lf) for r in sorted(rows(box, size=st.settings.max_files)[0], key=lambda r: r['n'])])
     finally:
         st.turns.release()
-        st.runs.clear(box)
+        if box: st.runs.clear(box)
 
 def _result(r, lf):
     probs = json.loads(r['probs'])
@@ -98,8 +99,9 @@ def add_label():
     if st.store is None: return fail(404, 'this server has no store')
     if not isinstance(d, dict) or not isinstance(d.get('digest'), str) or not isinstance(d.get('label', ''), str) or not isinstance(d.get('expected'), (int,type(None))):
         return fail(400, 'send JSON: digest, label, status, and expected (the version that you saw)')
-    label = check_label(st.runs.learner, d.get('label', ''))
-    return jsonify(version=st.store.add_label(d['digest'], label, g.caller.name, str(d.get('status', 'validated')), d.get('expected'))),201
+    label,status = check_label(st.runs.learner, d.get('label', '')),str(d.get('status', 'validated'))
+    if not label and status in ('validated','corrected') and st.runs.learner.task!='multi_label': return fail(400, f'{status} needs a label: one of {", ".join(st.runs.learner.labels)}')
+    return jsonify(version=st.store.add_label(d['digest'], label, g.caller.name, status, d.get('expected'))),201
 
 @bp.get('/openapi.json')
 def openapi():

@@ -4,7 +4,7 @@ from flask import Blueprint, Response, abort, g, render_template, request, url_f
 from flask_login import current_user
 from ..app import _state, limiter
 from ..box import neighbours, row
-from ..pictures import LARGE, THUMB, Cams, cached, png, read_window, window_key
+from ..pictures import LARGE, THUMB, Cams, cached, decoders, png, read_window, window_key
 from ...images import WINDOWS, ImageError
 
 bp = Blueprint('look', __name__)
@@ -12,10 +12,10 @@ bp = Blueprint('look', __name__)
 def picture(data): return Response(data, content_type='image/png')
 
 def _file(n):
-    "The row and the path of a readable file of this session, else 404"
-    r = g.box and n<10**7 and row(g.box, n)
-    if not r or r['status'] not in ('sorted','review'): abort(404)
-    return r,g.box.files/f'{n:07}'
+    "The row and the path of a readable file of this session, and who sorted it; else 404"
+    r,by = (row(g.box, n),g.box.learner()) if g.box and n<10**7 else (None,None)
+    if not r or not by or r['status'] not in ('sorted','review'): abort(404)
+    return r,g.box.files/f'{n:07}',by
 
 def _window():
     try: return read_window(request.args)
@@ -32,51 +32,49 @@ def thresholds_of(lf): return lf.thresholds if lf.task=='multi_label' else None
 @bp.get('/file/<int:n>/')
 def look(n):
     st = _state()
-    r,_ = _file(n)
-    lf,window = st.runs.learner,_window()
-    labels,probs = (g.box.learner() or (lf.labels,))[0],json.loads(r['probs'])
-    same = labels==lf.labels # by the learner that is current now: its thresholds and its maps go with these numbers
+    r,_,by = _file(n)
+    window,lf = _window(),st.runs.learner_of(by.digest) # its own maps go with these numbers, no others
     before,after = neighbours(g.box, n)
     view = url_for('.image', n=n, **{k:v for k,v in request.args.items() if k in ('window','centre','width')})
-    return render_template('look.html', r=r, bars=bars(labels, probs, thresholds_of(lf) if same else None), view=view, windows=WINDOWS, window=window, args=request.args, before=before, after=after,
-        cam=same and Cams.possible(lf), labels=labels, similar=may_see_similar(st), people=st.store is not None and current_user.is_authenticated)
+    return render_template('look.html', r=r, by=by, multi=by.task=='multi_label', earlier=st.runs.earlier(g.box), bars=bars(by.labels, json.loads(r['probs']), by.thresholds), view=view, windows=WINDOWS, window=window, args=request.args, before=before, after=after,
+        cam=lf and Cams.possible(lf), gone=lf is None, similar=may_see_similar(st), people=st.store is not None and current_user.is_authenticated)
 
 @bp.get('/file/<int:n>/thumb.png')
 @limiter.exempt
 def thumb(n):
-    _,path = _file(n)
+    _,path,_ = _file(n)
     return _png(g.box.views/f'{n:07}-thumb.png', path, THUMB)
 
 @bp.get('/file/<int:n>/image.png')
 def image(n):
-    _,path = _file(n)
-    w = _window()
-    return _png(g.box.views/f'{n:07}-{window_key(w)}.png', path, LARGE, w)
+    _,path,_ = _file(n)
+    w = _window() # of one's own there are endlessly many: none of them is kept
+    return _png(None if isinstance(w, tuple) else g.box.views/f'{n:07}-{window_key(w)}.png', path, LARGE, w)
 
 def _png(at, path, side, window=None):
-    try: return picture(cached(at, lambda: png(path, side, window)))
+    try: return picture(cached(at, lambda: png(path, side, window)) if at else png(path, side, window))
     except ImageError: abort(404) # it was readable when it was sorted, or the file has no such window
 
 # Grad-CAM
 
 def _cam(n):
-    r,path = _file(n)
-    lf = _state().runs.learner
+    r,path,by = _file(n)
     label = request.values.get('label') or r['label'].split('|')[0]
-    if label not in lf.labels: label = lf.labels[0]
-    return r,path,lf,label,g.box.views/f'{n:07}-cam-{hashlib.sha256(f"{lf.digest} {label}".encode()).hexdigest()[:12]}.png'
+    if label not in by.labels: label = by.labels[0]
+    return r,path,by,label,g.box.views/f'{n:07}-cam-{hashlib.sha256(f"{by.digest} {label}".encode()).hexdigest()[:12]}.png'
 
 @bp.post('/file/<int:n>/cam')
 @limiter.limit('30/minute')
 def start_cam(n):
-    r,path,lf,label,at = _cam(n)
-    if not Cams.possible(lf): abort(404)
+    r,path,by,label,at = _cam(n)
+    lf = _state().runs.learner_of(by.digest)
+    if lf is None or not Cams.possible(lf): abort(404)
     if not _state().cams.start(path, lf, label, at): abort(503)
     return cam(n)
 
 @bp.get('/file/<int:n>/cam')
 def cam(n):
-    r,path,lf,label,at = _cam(n)
+    r,_,_,label,at = _cam(n)
     return render_template('_cam.html', r=r, label=label, state=_state().cams.state(at))
 
 @bp.get('/file/<int:n>/cam.png')
@@ -102,21 +100,22 @@ def neighbours_of(st, path, k=8):
 def similar(n):
     st = _state()
     if not may_see_similar(st): abort(404)
-    found,error = neighbours_of(st, _file(n)[1])
-    return render_template('_similar.html', found=found, error=error)
+    _,path,by = _file(n)
+    found,error = neighbours_of(st, path)
+    return render_template('_similar.html', found=found, error=error, other=None if st.index.learner.digest==by.digest else st.index.learner)
 
 @bp.get('/file/<int:n>/people')
 def people(n):
     from .review import said_of
     st = _state()
     if st.store is None or not current_user.is_authenticated: abort(404)
-    at = g.box.views/f'{n:07}-digest'
-    digest = cached(at, lambda: _digest(_file(n)[1])).decode()
+    _,path,_ = _file(n)
+    digest = cached(g.box.views/f'{n:07}-digest', lambda: _digest(path)).decode()
     return render_template('_people.html', **said_of(st.store, digest))
 
 def _digest(path):
     from ...store import pixel_file
-    return hashlib.sha256(pixel_file(path)[0]).hexdigest().encode()
+    with decoders: return hashlib.sha256(pixel_file(path)[0]).hexdigest().encode()
 
 @bp.get('/indexed/<digest>.png')
 @limiter.exempt

@@ -83,7 +83,7 @@ def _shown(digest, conflict='', code=200):
     at = q.index(digest) if digest in q else -1
     current = now.label if now is not None and now.status in ('validated','corrected') else (p.label if p else '')
     return render_template('review.html', i=i, p=p, order=order, orders=ORDERS, said=said, version=now.version if now is not None else 0, current=current.split('|'), predicted=p.label.split('|') if p else [],
-        bars=bars(names, probs, thresholds_of(lf) if names==lf.labels else None) if probs else [], labels=lf.labels, conflict=conflict, progress=progress_of(st.store), left=len(q),
+        bars=bars(names, probs, thresholds_of(lf) if p.learner==lf.digest else None) if probs else [], other=p.learner if p and p.learner!=lf.digest else '', labels=lf.labels, conflict=conflict, progress=progress_of(st.store), left=len(q),
         before=q[at-1] if at>0 else None, after=q[at+1] if 0<=at<len(q)-1 else (q[0] if at<0 and q else None), undo=request.args.get('undo', ''), similar=may_see_similar(st)),code
 
 @bp.get('/<digest>/<any(thumb,image):kind>.png')
@@ -96,8 +96,9 @@ def pixels(digest, kind): return picture(png(_path(digest), THUMB if kind=='thum
 def similar(digest):
     st = _state()
     if not may_see_similar(st): abort(404)
-    found,error = neighbours_of(st, _path(digest))
-    return render_template('_similar.html', found=found, error=error)
+    i,p = _image(digest)
+    found,error = neighbours_of(st, st.store.root/i.path)
+    return render_template('_similar.html', found=found, error=error, other=st.index.learner if p and p.learner!=st.index.learner.digest else None)
 
 def _expected():
     e = request.form.get('expected', type=int)
@@ -166,19 +167,18 @@ def export():
 def keep():
     "Bring the session's images into the store, pixels only"
     st,box = _state(),g.box
-    if not box or waiting(box): abort(410)
-    lf = st.runs.learner
-    if (box.learner() or [None])[0]!=lf.labels: abort(409)
+    by = box and box.learner()
+    if not by or waiting(box): abort(410)
     with st.keeping: # two clicks are one
         if box.note('kept')=='working': return redirect(url_for('sort.index'))
         box.note('kept', 'working')
-    st.keeper.submit(_record, st, box, lf, current_user.name)
+    st.keeper.submit(_record, st, box, by, current_user.name)
     return redirect(url_for('sort.index'))
 
-def _record(st, box, lf, by):
+def _record(st, box, sorter, by):
     "In a thread of its own, a session after the other: each is bound by the disk, and thousands take minutes"
     kept,error = '',''
-    try: kept,error = 'done',_keep(st, box, lf, by)
+    try: kept,error = 'done',_keep(st, box, sorter, by)
     except StoreError as e: error = str(e)
     except Exception: # the thread's last line
         log.exception('a session could not be brought into the store')
@@ -187,9 +187,10 @@ def _record(st, box, lf, by):
         box.note('error', error)
         box.note('kept', kept)
 
-def _keep(st, box, lf, by):
-    df = read_report(box.sorted)
+def _keep(st, box, sorter, by):
+    "As what the learner said that sorted the session, whichever is in use now"
+    df = read_report(box.folder(sorter.digest))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
-        st.store.record(df, lf, by)
+        st.store.record(df, sorter, by)
     return '; '.join(str(o.message) for o in told if issubclass(o.category, UserWarning))

@@ -2,14 +2,15 @@
 import secrets, shutil
 from flask import Blueprint, abort, g, make_response, redirect, render_template, request, send_file, session, url_for
 from flask_babel import gettext as _
-from ..app import LANGUAGES, _state, limiter
-from ..box import Box, FullError, LimitError, counts, rows, take, waiting, write_zip
+from flask_login import current_user
+from ..app import LANGUAGES, _state, limiter, own_path
+from ..box import Box, EarlierLearnerError, FullError, LimitError, SortedBy, counts, rows, take, waiting, write_zip
 
 bp = Blueprint('sort', __name__)
 
-def room(st):
-    "Refuse before anything is read where the disk is nearly full"
-    if shutil.disk_usage(st.settings.data).free < st.settings.spare+2*(request.content_length or 0): raise FullError()
+def room(st, more=0):
+    "Refuse before anything is read or written where the disk is nearly full"
+    if shutil.disk_usage(st.settings.data).free < st.settings.spare+2*(request.content_length or 0)+more: raise FullError()
 
 def uploads():
     "(name, stream) of what was sent; `names` are the paths within a folder, which browsers don't put into the file's own name"
@@ -21,14 +22,19 @@ def progress(box):
     "How far a session is"
     run = _state().runs.active.get(box.sid)
     left = waiting(box)
-    return dict(running=run is not None, left=max(0, left-(run.done if run else 0)), error='' if run else box.note('error'))
+    return dict(running=run is not None, left=max(0, left-(run.done if run else 0)), error='' if run else box.note('error'), earlier=_state().runs.earlier(box), waiting=left)
+
+def sorted_by(st, box):
+    "Who sorted a session, else who would"
+    return box and box.learner() or SortedBy.of(st.runs.learner)
 
 def _page(template, code=200):
     st,box = _state(),g.box
     status,label = request.args.get('status') or None,request.args.get('label')
     found,page,pages,n = rows(box, status, label, request.args.get('page', 1, int)) if box else ([],1,1,0)
     c = counts(box) if box else dict(all=0, labels=[])
-    return render_template(template, box=box, counts=c, rows=found, page=page, pages=pages, n=n, status=status, label=label, progress=progress(box) if box else None, kept=box and box.note('kept')),code
+    by = sorted_by(st, box)
+    return render_template(template, box=box, by=by, multi=by.task=='multi_label', counts=c, rows=found, page=page, pages=pages, n=n, status=status, label=label, progress=progress(box) if box else None, kept=box and box.note('kept')),code
 
 @bp.get('/')
 def index(): return _page('sort.html')
@@ -43,11 +49,13 @@ def upload():
     room(st)
     given = uploads()
     if not given: abort(400)
+    if g.box and (by := st.runs.earlier(g.box)): raise EarlierLearnerError(by)
     box = g.box or Box.create(st.settings)
     try: st.metrics.uploads.inc(take(box, given))
-    except LimitError:
+    except (LimitError,FullError):
         if not g.box: st.runs.clear(box)
         raise
+    if not g.box and st.store is not None and current_user.is_authenticated: box.note('owner', current_user.name)
     g.box,session['sid'] = box,box.sid
     if box.note('kept')=='done': box.note('kept', '') # the new ones aren't
     st.runs.start(box)
@@ -65,9 +73,13 @@ def show_progress():
 
 @bp.post('/again')
 def again():
-    "Go on after a failure"
-    if not g.box: abort(410)
-    _state().runs.start(g.box)
+    "Go on after a failure, or with `all` begin anew with the learner in use"
+    st,box = _state(),g.box
+    if not box: abort(410)
+    if not request.form.get('all'): st.runs.start(box)
+    else:
+        with st.keeping:
+            if box.note('kept')!='working': st.runs.again(box) # what goes into the store is read from where it was sorted to
     return redirect(url_for('.index'))
 
 @bp.get('/download')
@@ -76,10 +88,10 @@ def download():
     if not g.box: abort(410)
     st = _state()
     if waiting(g.box): return redirect(url_for('.index'))
-    lf = st.runs.learner
-    at = g.box.part/f'{secrets.token_hex(8)}.zip'
+    room(st, g.box.size())
+    by,at = sorted_by(st, g.box),g.box.part/f'{secrets.token_hex(8)}.zip'
     try:
-        write_zip(g.box, *(g.box.learner() or (lf.labels, lf.task=='multi_label')), at)
+        write_zip(g.box, by.labels, by.task=='multi_label', at)
         f = open(at, 'rb')
     finally: # open, it stays until it is sent, and no crash leaves it behind; where that can't be (Windows) the next start removes it
         try: at.unlink(missing_ok=True)
@@ -96,6 +108,4 @@ def clear():
 @bp.post('/language')
 def language():
     if request.form.get('language') in LANGUAGES: session['language'] = request.form['language']
-    back = request.form.get('back', '')
-    # only a path of this page: //elsewhere and /\elsewhere are addresses of other hosts
-    return redirect(back if back.startswith('/') and not back.startswith(('//','/\\')) and '\n' not in back else url_for('.index'))
+    return redirect(own_path(request.form.get('back', '')))
