@@ -98,5 +98,5 @@ def _measured(before, after, targets, sources, refused):
     "What the card says of the fit"
     a,b = calibration_metrics(before, targets),calibration_metrics(after, targets)
     n,names = len(sources)//2,sorted(o for o in set(sources) if not o.startswith('reshown '))
-    return dict(images=f'{n:,} of {", ".join(names)}, each as it is and reshown', refused=f'at most {percent(refused)} % of them, each source counting alike',
+    return dict(images=f'{n:,} of {", ".join(names)}, each as it is and reshown', refused=f'at most {percent(refused, up=True)} % of them, each source counting alike',
                 **{name:f'{a[k]:.4f} before, {b[k]:.4f} after the temperature' for k,name in NAMES.items()})

@@ -74,9 +74,18 @@ def corner_grey(x):
     return c.flatten(1).median(1).values.view(-1,1,1,1)
 
 # %% ../nbs/03_augment.ipynb #4b51492f
-def power(x, most=2.2): "Random gamma, evenly drawn in its logarithm"; return x.clamp(0, 1)**torch.exp(_u(x, -1, 1)*math.log(most))
+def power(
+    x, # (N,C,H,W), 0 to 1
+    most=2.2, # Highest power; one by this is the lowest
+):  # of the same shape
+    "Random gamma, evenly drawn in its logarithm"
+    return x.clamp(0, 1)**torch.exp(_u(x, -1, 1)*math.log(most))
 
-def tone_curve(x, pieces=8, strength=.6):
+def tone_curve(
+    x, # (N,C,H,W), 0 to 1
+    pieces=8, # Straight lines
+    strength=.6, # Largest share of the curve, 0 to 1
+):  # of the same shape
     "A random rising curve of `pieces` straight lines, mixed with the identity"
     n = len(x)
     k = torch.rand(n, pieces+1, device=x.device).pow(_u(x, .5, 2.).view(n,1)).sort(1).values
@@ -89,16 +98,32 @@ def tone_curve(x, pieces=8, strength=.6):
     return (low + (t-i)*(k.gather(1, i+1)-low)).view_as(x)
 
 # %% ../nbs/03_augment.ipynb #94c930b3
-def rewindow(x): "A random window: what is below becomes black, what is above white"; return ((x-_u(x, -.15, .35))/_u(x, .4, 1.2)).clamp(0, 1)
+def rewindow(
+    x, # (N,C,H,W), 0 to 1
+):  # of the same shape
+    "A random window: what is below becomes black, what is above white"
+    return ((x-_u(x, -.15, .35))/_u(x, .4, 1.2)).clamp(0, 1)
 
-def faded(x): "Greys squeezed into a part of the range"; lo,hi = _u(x, 0, .35),_u(x, .6, 1.); return lo+x*(hi-lo)
+def faded(
+    x, # (N,C,H,W), 0 to 1
+):  # of the same shape
+    "Greys squeezed into a part of the range"
+    lo,hi = _u(x, 0, .35),_u(x, .6, 1.)
+    return lo+x*(hi-lo)
 
-def repaint(x, dark=.03):
+def repaint(
+    x, # (N,C,H,W), 0 to 1
+    dark=.03, # Below this is black, 0 to 1
+):  # of the same shape
     "What is black becomes another grey, now and then white"
     grey = torch.where(_u(x, 0, 1)<.1, torch.ones_like(x[:,:1,:1,:1]), _u(x, 0, .3))
     return torch.where(x<dark, grey, x)
 
-def invert(x): "Black and white change places"; return 1-x
+def invert(
+    x, # (N,C,H,W), 0 to 1
+):  # of the same shape
+    "Black and white change places"
+    return 1-x
 
 # %% ../nbs/03_augment.ipynb #9efb6480
 def _pose_mat(x, tilt, turn, mirror, flip, scale, aspect, shift, shear):
@@ -110,14 +135,26 @@ def _pose_mat(x, tilt, turn, mirror, flip, scale, aspect, shift, shear):
     rows = (c*sx, (k*c-q)*sy, v(-2*shift, 2*shift)),(q*sx, (k*q+c)*sy, v(-2*shift, 2*shift))
     return torch.stack([torch.stack(o, 1) for o in rows], 1)
 
-def pose(x, tilt=25., turn=.15, mirror=.5, flip=.15, scale=(.6,1.35), aspect=.2, shift=.12, shear=.12):
-    "Another pose: degrees of tilt; shares of quarter turns, mirrored and upside-down images; range of scales; log aspect; shift as a share of the side"
+def pose(
+    x, # (N,C,H,W), 0 to 1
+    tilt=25., # Degrees, either way
+    turn=.15, # Share of the images with quarter turns
+    mirror=.5, # Share mirrored
+    flip=.15, # Share upside down
+    scale=(.6,1.35), # Smallest and largest
+    aspect=.2, # Logarithm of the stretch of one side and squeeze of the other, either way
+    shift=.12, # Share of the side, either way
+    shear=.12, # Share of the height, either way
+):  # of the same shape
+    "Another pose: turned, mirrored, larger or smaller, moved, sheared"
     grid = F.affine_grid(_pose_mat(x, tilt, turn, mirror, flip, scale, aspect, shift, shear), x.shape, align_corners=False)
     fill = corner_grey(x)*(_u(x, 0, 1)<.7)
     return F.grid_sample(x-fill, grid, align_corners=False) + fill
 
 # %% ../nbs/03_augment.ipynb #52b24e8d
-def soften(x):
+def soften(
+    x, # (N,C,H,W), 0 to 1
+):  # of the same shape
     "Gaussian blur, 0.4 to 1.3 pixels wide"
     s,t = float(torch.empty(1).uniform_(.4, 1.3)),torch.arange(-3, 4., device=x.device)
     k = torch.exp(-t*t/2/s/s)
@@ -125,18 +162,27 @@ def soften(x):
     y = F.conv2d(F.pad(x, (3,)*4, mode='replicate'), k.view(c,1,1,7), groups=c)
     return F.conv2d(y, k.view(c,1,7,1), groups=c)
 
-def coarsen(x):
+def coarsen(
+    x, # (N,C,H,W), 0 to 1
+):  # of the same shape
     "Fewer pixels and back: 3/8 to 3/4 of the side"
     side = x.shape[-1]
     small = F.interpolate(x, size=int(torch.randint(3*side//8, 3*side//4, (1,))), mode='area')
     return F.interpolate(small, size=side, mode='bilinear')
 
-def grain(x, most=.08): "Gaussian noise of up to `most`"; return (x+torch.randn_like(x)*_u(x, 0, most)).clamp(0, 1)
+def grain(
+    x, # (N,C,H,W), 0 to 1
+    most=.08, # Largest standard deviation, 0 to 1
+):  # of the same shape
+    "Gaussian noise of up to `most`"
+    return (x+torch.randn_like(x)*_u(x, 0, most)).clamp(0, 1)
 
 def _frame(x): return Border(.14, p=1.)(TensorImage(x), split_idx=0).as_subclass(torch.Tensor)
 
 # %% ../nbs/03_augment.ipynb #95aeca99
-def burn_text(x):
+def burn_text(
+    x, # (N,C,H,W), 0 to 1
+):  # of the same shape
     "A block of dots, bright or black, as small burned-in text looks, most often near a side"
     x,side = x.clone(),x.shape[-1]
     for im in x:

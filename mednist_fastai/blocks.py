@@ -300,7 +300,7 @@ def index_dls(
     num_workers:int=None, # Processes that load; none on a CPU, where the network needs every core
     **kwargs # To `DataBlock.dataloaders`: `device`, `val_bs`, ...
 )->DataLoaders:
-    "fastai `DataLoaders` of an index; batches are (N,C,size,size), normalised"
+    "fastai `DataLoaders` of an index; batches are (N,C,size,size), normalised; raises `DataError`"
     import torch
     _check_split(df, task)
     if alpha is not None and task=='multi_label': raise DataError('alpha draws classes equally often; an image with several findings is of no one class')
@@ -321,7 +321,7 @@ def source_weights(
     alpha:float=.25, # 1: sources as large as they are; 0: all sources of a class equal
     strangers:float=1/3, # Share of the draws that rows without a class get, where there are any
 )->np.ndarray: # (len(df),) sums to 1
-    "The probability of drawing each row, so that classes are equal and small sources count"
+    "The probability of drawing each row, so that classes are equal and small sources count; raises `DataError`"
     if not 0 <= alpha <= 1: raise DataError(f'alpha is {alpha}; it must be between 0 (sources equal) and 1 (as large as they are)')
     n = df.groupby(['label','source']).path.transform('size').values.astype(float)
     w = n**(alpha-1) # each of the n rows of a source has the n-th part of n**alpha

@@ -120,7 +120,7 @@ def _share(x, interval=None):
     "A share in percent with its 95 % interval, where they are known"
     from mednist_fastai.learner import percent
     if x is None: return 'not known'
-    return f'{percent(x)} %' + (f' (95 % interval {percent(interval[0])} to {percent(interval[1])} %)' if interval else '')
+    return f'{percent(x)} %' + (f' (95 % interval {percent(interval[0])} to {percent(interval[1], up=True)} %)' if interval else '')
 
 def _show_metrics(record):
     for m in record['metrics']:

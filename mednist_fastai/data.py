@@ -228,7 +228,7 @@ def check_content(
     src:Source,      # what ought to be there
     workers:int=4    # threads
 )->None:
-    "Raise `DataCorruptError` unless the files of `df` are those of the record"
+    "Are the files of `df` those of the record? Raises `DataCorruptError` if not"
     found = df.label.str.split('|').explode().value_counts() # several findings are joined by |
     pairs = [(c, found.get(c, 0), src.counts.get(c, 0)) for c in sorted({*found.index, *src.counts}-{''})] # '' is no finding
     wrong = [f'{c}: {a:,} files, expected {b:,}' for c,a,b in pairs if b is not None and a!=b]
@@ -614,7 +614,7 @@ def near_pairs(
     distance:float=.2,      # largest distance of near twins
     max_pairs:int=5_000_000 # give up above so many
 )->tuple:                   # int (m,2) rows i<j, float64 (m,) distances
-    "All pairs of images whose distance is at most `distance`"
+    "All pairs of images whose distance is at most `distance`; raises `DataError` where they are too many, `ValueError` for another size"
     if not len(x): return np.empty((0,2), np.int64),np.empty(0)
     q,finer = _coarse(x, 8),_coarse(x, 16)
     sq,one = (q*q).sum(1, keepdims=True),np.ones((len(q),1), np.float32)

@@ -48,7 +48,11 @@ class OnnxRuntime:
 
 # %% ../nbs/08a_engines.ipynb #da57b761
 HINTS = dict(float32='f32', bfloat16='bf16', int8='f32')
-def tile(size): "Images that are computed at once, of `size` x `size` pixels"; return max(1, min(32, 2**20//size**2))
+def tile(
+    size:int, # Side of the images, pixels
+)->int: # 1 to 32
+    "Images that are computed at once, of `size` x `size` pixels"
+    return max(1, min(32, 2**20//size**2))
 
 class OpenVino:
     "A graph with `precision` on the CPU; raises `EngineError`"

@@ -348,7 +348,7 @@ def run(
     bar:bool=True, # Show fastai's progress?
     also:str='', # Further sources to measure on, such as 'elsewhere+chest_xray:CXR'; see `sources_index`
 )->dict: # The record
-    "Train by a recipe, save the learner, measure it; a finished run of the same recipe is read, not repeated"
+    "Train by a recipe, save the learner, measure it; a finished run of the same recipe is read, not repeated; raises `DataError`"
     out = Path(out)
     if recipe.threshold_rule not in THRESHOLD_RULES: raise DataError(f'no threshold_rule {recipe.threshold_rule!r}; choose one of {", ".join(THRESHOLD_RULES)}')
     if (out/'record.json').exists(): return _also(_finished(recipe, out), out, also, root)
@@ -422,7 +422,11 @@ def _clear_unfinished(recipe, out):
     if not mine: raise DataError(f'{out/"learner"} is there already and not of this run; choose another folder')
     shutil.rmtree(out/'learner')
 
-def measure(learner, df, out)->list:
+def measure(
+    learner, # A learner folder
+    df, # An index with a split: `test`, `valid` or both
+    out, # Folder for predictions and pictures
+)->list: # A dict a split and source, the test first
     "Evaluate on test and validation, write predictions and pictures of the test split, add the figures to the card"
     evals = [evaluate(learner, df, s) for s in ('test','valid') if (df.split==s).any()]
     evals[0].predictions.to_csv(Path(out)/'predictions.csv', index=False)

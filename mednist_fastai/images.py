@@ -722,7 +722,7 @@ def resize_image(
     size:int, # Side of the square that comes out, in pixels
     method:str='squash', # `'squash'`: each side to `size`; `'pad'`: the aspect ratio kept, centred on black
 )->Image.Image: # `size` x `size` picture; `img` itself where it has that size already
-    "`img` as a square of side `size`, without cropping"
+    "`img` as a square of side `size`, without cropping; raises `ValueError`"
     if method not in _methods: raise ValueError(f"method is 'squash' or 'pad', not {method!r}")
     if img.mode not in ('L', 'RGB'): raise ValueError(f"a picture of mode 'L' or 'RGB' is needed, not {img.mode!r}; open_image gives one")
     if img.size==(size,size): return img

@@ -39,7 +39,10 @@ def report_table(
     p,r,f,s = precision_recall_fscore_support(targets, predicted, labels=range(len(labels)), zero_division=0)
     return pd.DataFrame(dict(precision=p, recall=r, f1=f, support=s), index=pd.Index(labels, name='label'))
 
-def accuracy_dict(targets, predicted)->dict:
+def accuracy_dict(
+    targets, # (N,) classes, N at least 1
+    predicted, # (N,)
+)->dict: # n, errors, accuracy (0 to 1), interval (its two ends)
     "Number of images, errors, accuracy and its Wilson interval"
     n,e = len(targets),int((np.asarray(targets)!=np.asarray(predicted)).sum())
     return dict(n=n, errors=e, accuracy=1-e/n, interval=list(wilson(e, n)))

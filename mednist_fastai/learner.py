@@ -10,7 +10,7 @@ __all__ = ['FORMAT', 'FILES', 'INT8', 'STRANGERS', 'KEY', 'TASKS', 'HOME', 'PREC
            'edit_card', 'set_thresholds', 'scale_logits', 'set_trust', 'sklearn_graph', 'check_sklearn', 'save_sklearn']
 
 # %% ../nbs/09_learner.ipynb #2fbaf2c3
-import hashlib, json, os, tempfile
+import hashlib, json, math, os, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,8 +250,13 @@ def _strip(proto):
             if hasattr(o, 'doc_string'): o.doc_string = ''
     return proto
 
-def export_graph(graph, file, channels, size):
-    "Write a `graph_module` as ONNX, for any number of images at once"
+def export_graph(
+    graph, # From `graph_module`
+    file, # To write
+    channels:int, # 1 or 3
+    size:int, # Side of its images, pixels
+)->None:
+    "Write a `graph_module` as ONNX, from uint8 (N,channels,size,size) to probabilities (N,K) and embeddings (N,D), for any number of images at once"
     import logging, onnx, torch
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     logging.getLogger('onnxscript').setLevel(logging.ERROR)
@@ -377,11 +382,11 @@ def _card_metrics(metrics):
     out = ['## Figures', '', '| data | split | errors | accuracy | 95 % interval (Wilson) |', '|---|---|---|---|---|']
     for m in metrics:
         lo,hi = m['interval']
-        out.append(f'| {m["source"]} | {m["split"]} | {m["errors"]:,} of {m["n"]:,} | {percent(m["accuracy"])} % | {percent(lo)} to {percent(hi)} % |')
+        out.append(f'| {m["source"]} | {m["split"]} | {m["errors"]:,} of {m["n"]:,} | {percent(m["accuracy"])} % | {percent(lo)} to {percent(hi, up=True)} % |')
     return out + ['', 'Accuracy on a split of one collection says little about images from another hospital.', '']
 
 # %% ../nbs/09_learner.ipynb #bf2516fc
-def _range(x): return '' if x is None else f'{percent(x[0])} to {percent(x[1])}'
+def _range(x): return '' if x is None else f'{percent(x[0])} to {percent(x[1], up=True)}'
 
 def _card_findings(metrics):
     out = ['## Figures', '', 'In %, with 95 % intervals (bootstrap by patient). AP is the average precision; precision, recall and F1 are those at the thresholds.', '',
@@ -417,9 +422,15 @@ def _card_trust(config):
     return out + ['| share of the sorted files that may be wrong | confidence that keeps it |', '|---|---|', *rows, '', f'The default is {t["risks"]["default"]:g}.' if t['risks']['default'] else 'None can be promised, so by default files are sorted whatever their confidence.', '']
 
 # %% ../nbs/09_learner.ipynb #32690218
-def percent(x:float)->str:
-    "A share as a percentage, cut after two digits and not rounded: a figure is never rounded in our favour"
-    return f'{int(x*10000)/100:.2f}'
+def percent(
+    x:float, # A share, 0 to 1
+    up:bool=False, # Is a small share the better one (errors, the upper end of an interval)? Then whatever is beyond the last digit counts as one more of it
+    digits:int=2, # After the point
+)->str: # Without the sign
+    "A share as a percentage, cut and not rounded: a figure is never rounded in our favour"
+    s = 10**(digits+2)
+    n = math.ceil(x*s-1e-7) if up else math.floor(x*s+1e-7) # .809 is a little less in binary, and yet 80.90 %
+    return f'{n*100/s:.{digits}f}'
 
 def _card_use(i): return ['## Use', '', '```python', 'from mednist_fastai import classify_folder', f'classify_folder("inbox", "sorted", learner="{i["name"]}")', '```', '']
 
@@ -537,7 +548,7 @@ def add_precisions(
     df, # Index of its images; valid and train rows are used, valid first
     precisions:tuple=PRECISIONS, # To check beside float32
 )->LearnerFolder:
-    "Check which precisions give the same answers as float32 on this machine, and keep what was found in the folder"
+    "Check which precisions give the same answers as float32 on this machine, and keep what was found in the folder; raises `LearnerFormatError`"
     learner = open_learner(path.path if isinstance(path, LearnerFolder) else path)
     if _is_sklearn(learner.config): raise LearnerFormatError(learner.path, 'a scikit-learn pipeline runs in float32 only')
     config = json.loads(json.dumps(learner.config))

@@ -160,7 +160,7 @@ def _draws(kind, label):
 def phantom_classes(
     kind:str='mednist', # 'mednist' or 'endoscopy'
 )->list: # class names, sorted
-    "Names of the classes that can be drawn. Raises `PhantomError` for another kind"
+    "Names of the classes that can be drawn; raises `PhantomError` for another kind"
     if kind not in _kinds: raise PhantomError(f"there is no kind {kind!r} of phantom: choose one of {', '.join(_kinds)}")
     return sorted(_kinds[kind])
 
@@ -631,7 +631,7 @@ def make_phantoms(
     kind:str='mednist', # 'mednist' or 'endoscopy'
     size:int=64, # height and width in pixels
 ): # DataFrame: the index of `dst`, as `get_index` returns it, with source 'phantom'
-    "Write phantoms to `dst/<label>/NNNNNN.png`, or verify that they are there. Raises `PhantomFolderError` where `dst` holds anything else"
+    "Write phantoms to `dst/<label>/NNNNNN.png`, or verify that they are there; raises `PhantomError`, and `PhantomFolderError` where `dst` holds anything else"
     want,labels = dict(version=_version, kind=kind, n=int(n), seed=int(seed), size=int(size)),phantom_classes(kind)
     if n < 1: raise PhantomError(f'n is {n}: it must be 1 or more')
     for o in labels: _drawer(o, n, seed, size)

@@ -15,6 +15,7 @@ from .data import DataError
 from .images import ImageError, load_image, open_image, resize_image
 from .corrupt import CORRUPTIONS, CorruptionError, corrupt
 from .interpret import wilson
+from .learner import percent
 from .infer import Predictor
 
 # %% ../nbs/11a_robust.ipynb #c9b4f918
@@ -86,11 +87,11 @@ def robustness_figure(
     fig,axs = plt.subplots(1, len(tables), figsize=(1.3+3*len(tables), 4.4), dpi=75, squeeze=False, sharey=True, layout='constrained')
     for ax,(name,t) in zip(axs[0], tables.items()):
         grid = t[t.strength>0].pivot(index='corruption', columns='strength', values='accuracy').loc[lambda g: [k for k in CORRUPTIONS if k in g.index]]
-        ax.imshow(grid, cmap='RdYlGn', vmin=0, vmax=1, aspect='auto')
-        for (i,j),v in np.ndenumerate(grid.values): ax.text(j, i, f'{int(v*1000)/10:.1f}', ha='center', va='center', fontsize=7)
+        ax.imshow(grid, cmap='cividis', vmin=0, vmax=1, aspect='auto') # reads the same without red and green
+        for (i,j),v in np.ndenumerate(grid.values): ax.text(j, i, percent(v, digits=1), ha='center', va='center', fontsize=7, color='white' if v<.55 else 'black')
         ax.set(xticks=range(grid.shape[1]), yticks=range(len(grid)), xticklabels=grid.columns, yticklabels=grid.index, xlabel='strength')
         m = robustness_means({name:t})[name]
-        ax.set_title(f'{name}\nclean {int(m["clean"]*1000)/10:.1f} %, mean of all {int(m["mean"]*1000)/10:.1f} %', fontsize=8)
+        ax.set_title(f'{name}\nclean {percent(m["clean"], digits=1)} %, mean of all {percent(m["mean"], digits=1)} %', fontsize=8)
     fig.suptitle(title, fontsize=9)
     plt.close(fig)
     return fig

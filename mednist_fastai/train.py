@@ -306,7 +306,7 @@ def recipe_index(
     recipe:Recipe,
     root=None, # Where the sources are looked for first
 ):
-    "The index of a recipe, with its split"
+    "The index of a recipe, with its split; raises `DataError`"
     if '+' in recipe.source or recipe.strangers: df = _pooled(recipe, root)
     else: df = make_split(get_index(recipe.source, root=root), recipe.split, seed=recipe.split_seed, fold=recipe.fold)
     if not recipe.findings: return df
@@ -323,7 +323,7 @@ def recipe_dls(recipe:Recipe, df, **kwargs)->DataLoaders:
                      cache=r.cache or None, alpha=r.alpha, **kwargs)
 
 def recipe_learner(recipe:Recipe, dls, path='.')->Learner:
-    "The `Learner` of a recipe; files that callbacks write go to `path`"
+    "The `Learner` of a recipe; files that callbacks write go to `path`; raises `DataError`"
     weights = True if recipe.weights=='hub' else recipe.weights or False
     if recipe.opt not in OPTIMISERS: raise DataError(f'no optimiser {recipe.opt!r}; choose one of {", ".join(OPTIMISERS)}')
     if recipe.schedule not in ('one_cycle','constant'): raise DataError(f"no schedule {recipe.schedule!r}; choose 'one_cycle' or 'constant'")
@@ -434,7 +434,7 @@ def train(
     bar:bool=True, # Show fastai's progress bar and table?
     start=None, # Learner folder with the same classes to train on from, its last layer included (`recipe.weights` begins with a new one)
 )->tuple: # (Learner, record)
-    "Train by a recipe; the same recipe on the same machine gives the same figures"
+    "Train by a recipe; the same recipe on the same machine gives the same figures; raises `DataError`"
     if recipe.arch=='svm': raise DataError('an svm is not a network: `fit_svm` trains it, and `run` does all of it')
     if df is None: df = recipe_index(recipe, root)
     record = start_record(recipe, df)

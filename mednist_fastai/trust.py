@@ -203,7 +203,13 @@ def fit_min_confidence(
         else: high = mid-1
     return None if best is None else float(t.threshold[best])
 
-def risk_table(confidence, right, risks=RISKS)->dict: "`fit_min_confidence` for several risks"; return {r:fit_min_confidence(confidence, right, r) for r in risks}
+def risk_table(
+    confidence, # Of validation images, (N,)
+    right, # bool (N,)
+    risks=RISKS, # Shares, each between 0 and 1
+)->dict: # risk -> confidence, or None where the images don't allow the promise
+    "`fit_min_confidence` for several risks, each with its own chance that the promise does not hold; raises `DataError`"
+    return {r:fit_min_confidence(confidence, right, r) for r in risks}
 
 # %% ../nbs/08_trust.ipynb #9a814397
 def risk_coverage_figure(
