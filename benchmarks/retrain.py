@@ -4,7 +4,7 @@
     python benchmarks/retrain.py --rank uncertain --n 100 --seed 0                       # one row
 
 The start is the small network of study 02 (`small-random-seed0`: MedNIST only), from runs/. Images from elsewhere (`elsewhere`, known classes) are halved by patient
-or series: people label images of one half, the figures are of the other, which nobody labels. The frozen test is MedNIST's, random split, seed 0.
+where the source names one, else by file: people label images of one half, the figures are of the other, which nobody labels. The frozen test is MedNIST's, random split, seed 0.
 """
 import argparse, hashlib, json, tempfile, time, warnings
 from pathlib import Path
@@ -15,7 +15,7 @@ RANKS,NS,SEEDS = ('random','uncertain','diverse'),(50,100,200),dict(random=(0,1,
 HOW = dict(rehearse=6000, epochs=3, lr=1e-3) # the defaults of `retrain`
 
 def halves(df):
-    "Images that people may label, and those that the figures are of; a patient or series is in one half"
+    "Images that people may label, and those that the figures are of; a patient whom the source names is in one half"
     unit = df.group.where(df.group!='', df.path.map(lambda p: Path(p).name))
     side = unit.map(lambda o: int(hashlib.sha256(o.encode()).hexdigest()[:8], 16)%2).values
     out = []
