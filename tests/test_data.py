@@ -851,9 +851,10 @@ def test_mednist_block_split(mednist, mednist_twins):
     table = audit_split(make_split(mednist, 'blocks'), mednist_twins).table
     assert table.loc['all','1nn_errors']<20 and table.loc['all','1nn_errors_centred']>500 # brightness gives the class away, shape does not
     def left(gap, **kw):
-        "Test files with a near twin in train, per class, over the ten folds"
-        got = [make_split(mednist, 'blocks', fold=i, gap=gap, **kw) for i in range(10)]
+        "Test files with a near twin in train, per class, in two of the ten folds: a split of all files takes seconds"
+        got = [make_split(mednist, 'blocks', fold=i, gap=gap, **kw) for i in (3,7)]
         return sum(o[data._has_twin(mednist_twins, (o.split=='train').to_numpy())[1] & (o.split=='test')].label.value_counts()
             .reindex(SOURCES['mednist'].classes, fill_value=0) for o in got)
-    assert left(0).BreastMRI>100 and 10<left(50).BreastMRI<30 and left(100).BreastMRI==0 and .07<left(50).AbdomenCT/10_000<.09
+    near = left(50)
+    assert left(0).BreastMRI>15 and 0<near.BreastMRI<10 and left(100).BreastMRI==0 and 400<near.AbdomenCT<440
     assert left(50, twins=mednist_twins).sum()==0
