@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= demo
+# such as --n 60 --epochs 1, where it should end sooner
+DEMO_ARGS ?=
 README_DIR ?= .
 # outputs of notebooks must not depend on the colours or the width of the terminal they were run from
 export NO_COLOR := 1
@@ -46,7 +48,7 @@ venv: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
 
 demo: $(VENV)/.installed
-	$(BIN)/mednist-demo --dst $(DEMO)
+	$(BIN)/mednist-demo --dst $(DEMO) $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev
 	$(NBTEST)

@@ -409,11 +409,11 @@ def _people(store, people, dataset):
     return df.assign(conflict=df.conflict.astype(str).str.lower().isin(['true','1'])) if 'conflict' in df else df
 
 # %% ../nbs/15_cli.ipynb #4dd20ce1
-DEMO = dict(n=300, n_new=100, epochs=5, arch='resnet34')
+DEMO = dict(n_new=100, arch='resnet34')
 
-def _demo_recipe(folder):
+def _demo_recipe(folder, epochs):
     from mednist_fastai.train import Recipe
-    return Recipe('phantoms-resnet34', source=str(folder), arch=DEMO['arch'], epochs=DEMO['epochs'], lr=2e-3, bs=64, cache=False)
+    return Recipe('phantoms-resnet34', source=str(folder), arch=DEMO['arch'], epochs=epochs, lr=2e-3, bs=64, cache=False)
 
 def _unsorted(index, folder):
     "Copy files into one folder under names that tell nothing; returns name -> label"
@@ -431,6 +431,8 @@ def _unsorted(index, folder):
 @one_line_errors
 def mednist_demo(
     dst:str='demo', # Folder for everything the demo makes
+    n:int=300, # Phantoms of each class to train and measure on
+    epochs:int=5, # Epochs; fewer phantoms and epochs end sooner, and know less
     quiet:store_true=False, # No progress bar
 ):
     "Train and sort on synthetic images, with no data and no network"
@@ -440,9 +442,9 @@ def mednist_demo(
     from mednist_fastai.sort import classify_folder, sort_summary
     dst,bar = Path(dst),not quiet and sys.stdout.isatty()
     print('Drawing phantoms: synthetic images, no patients; no figure below says anything about real images.', flush=True)
-    df = make_split(make_phantoms(dst/'phantoms', n=DEMO['n'], seed=0), 'random', seed=0)
-    print(f'Training {DEMO["arch"]} on {int((df.split=="train").sum()):,} of them for {DEMO["epochs"]} epochs.', flush=True)
-    record = run(_demo_recipe(dst/'phantoms'), dst/'run', df=df, bar=bar)
+    df = make_split(make_phantoms(dst/'phantoms', n=n, seed=0), 'random', seed=0)
+    print(f'Training {DEMO["arch"]} on {int((df.split=="train").sum()):,} of them for {epochs} epochs.', flush=True)
+    record = run(_demo_recipe(dst/'phantoms', epochs), dst/'run', df=df, bar=bar)
     _show_metrics(record)
     truth = _unsorted(make_phantoms(dst/'new', n=DEMO['n_new'], seed=1), dst/'unsorted')
     print(f'Sorting {len(truth):,} new phantoms from one folder.', flush=True)
