@@ -50,6 +50,18 @@ def put(folder, *names, mode='L'):
         Image.fromarray(rng.integers(0, 256, (16,16) if mode=='L' else (16,16,3), dtype=np.uint8)).save(folder/n)
 
 @pytest.fixture
+def site(tmp_path):
+    "Makes applications of the page, and stops them at the end"
+    from mednist_fastai.web import create_app
+    from mednist_fastai.web.settings import Settings
+    made = []
+    def make(**kw):
+        made.append(create_app(Settings(**{'data':tmp_path/'data', 'device':'cpu', 'spare':0, **kw})))
+        return made[-1]
+    yield make
+    for o in made: o.extensions['mednist'].close()
+
+@pytest.fixture
 def serve():
     "Starts real servers of the page, and ends those that still run"
     import signal

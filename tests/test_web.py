@@ -25,16 +25,6 @@ def phantoms(tmp_path_factory):
     return {c:[Path(o).read_bytes() for o in g.path] for c,g in df.groupby('label')}
 
 @pytest.fixture
-def site(tmp_path):
-    "Makes applications, and stops them at the end"
-    made = []
-    def make(**kw):
-        made.append(create_app(Settings(**{'data':tmp_path/'data', 'device':'cpu', 'spare':0, **kw})))
-        return made[-1]
-    yield make
-    for o in made: o.extensions['mednist'].close()
-
-@pytest.fixture
 def app(site): return site()
 
 @pytest.fixture

@@ -5,23 +5,12 @@ import numpy as np, pytest, sqlalchemy as sa
 from mednist_fastai.learner import open_learner
 from mednist_fastai.sort import classify_folder
 from mednist_fastai.store import Store, predictions
-from mednist_fastai.web import create_app
 from mednist_fastai.web.accounts import set_password
 from mednist_fastai.web.box import Box, counts, rows, take
-from mednist_fastai.web.settings import Settings
 from person import Person, picture
 from test_sort_multilabel import draw, make_learner
 
 BEFORE = Path(__file__).parent.parent/'nbs/experiments/learners/mednist-before' # the same classes as the learner in the package
-
-@pytest.fixture
-def site(tmp_path):
-    made = []
-    def make(**kw):
-        made.append(create_app(Settings(**{'data':tmp_path/'data', 'device':'cpu', 'spare':0, **kw})))
-        return made[-1]
-    yield make
-    for o in made: o.extensions['mednist'].close()
 
 class Home:
     "What `retrain` makes and switches, without torch, which it takes seconds to load"

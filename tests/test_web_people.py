@@ -1,5 +1,6 @@
 "The page for people who sign in: who may do what, labels that nobody loses, similar images, the learner's home"
 import io, json, os, random, re, shutil, signal, subprocess, sys, threading, time
+from functools import partial
 from collections import Counter
 from http.client import HTTPException
 from pathlib import Path
@@ -35,13 +36,7 @@ def first_store(tmp_path_factory):
 def store(tmp_path, first_store): return shutil.copytree(first_store, tmp_path/'store')
 
 @pytest.fixture
-def site(tmp_path, store):
-    made = []
-    def make(**kw):
-        made.append(new_app(tmp_path, **kw))
-        return made[-1]
-    yield make
-    for o in made: o.extensions['mednist'].close()
+def site(site, store): "With a store"; return partial(site, store=store)
 
 @pytest.fixture
 def app(site): return site()
