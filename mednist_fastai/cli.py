@@ -154,10 +154,11 @@ def mednist_train(
     bs:int=None, # Images a batch
     seed:int=None, # Seed of weights, shuffling and augmentation
     also:str='', # Further sources to measure on, such as elsewhere+chest_xray:CXR
+    float32:store_true=False, # Leave out the check of faster number formats: ends sooner, sorts slower
     quiet:store_true=False, # No progress bar
 ):
     "Train by a recipe, save the learner, measure it on the test split"
-    changes = {k:v for k,v in locals().items() if k not in ('out','recipe','root','also','quiet')}
+    changes = {k:v for k,v in locals().items() if k not in ('out','recipe','root','also','float32','quiet')}
     _at_least(1, size=size, bs=bs)
     _at_least(0, epochs=epochs, fold=fold)
     _one_of(['single_label','multi_label'], task=task)
@@ -165,7 +166,7 @@ def mednist_train(
     recipe = _recipe(recipe, changes)
     from mednist_fastai.evaluate import run
     folder = Path(out or Path('runs')/recipe.name)
-    record = run(recipe, folder, root=root, bar=not quiet and sys.stdout.isatty(), also=also)
+    record = run(recipe, folder, root=root, bar=not quiet and sys.stdout.isatty(), also=also, **(dict(precisions=()) if float32 else {}))
     _show_metrics(record)
     for r in record.get('also', {}).get(also, {}).get('rows', []): print(f'{r["source"]}, {r["label"]}: ' + (f'{r["errors"]:,} errors of ' if 'errors' in r else '') + f'{r["n"]:,}')
     print(f'learner saved in {folder/"learner"}')

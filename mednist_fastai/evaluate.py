@@ -20,7 +20,7 @@ from .train import Recipe, finding_scores, fit_svm, recipe_index, sources_index,
 from .interpret import (LearnerInterpretation, accuracy_dict, confusion_figure, findings_confusion, findings_figure, findings_report,
                                       findings_table, images_figure, report_table, roc_figure, wilson)
 from .trust import THRESHOLD_RULES, fit_thresholds, thresholds_rule
-from .learner import add_metrics, add_precisions, open_learner, save_learner, save_sklearn, set_thresholds
+from .learner import PRECISIONS, add_metrics, add_precisions, open_learner, save_learner, save_sklearn, set_thresholds
 from .infer import predict_files
 from .assure import fit_trust
 
@@ -347,8 +347,9 @@ def run(
     df=None, # An index with a split, to train on instead of the recipe's
     bar:bool=True, # Show fastai's progress?
     also:str='', # Further sources to measure on, such as 'elsewhere+chest_xray:CXR'; see `sources_index`
+    precisions:tuple=PRECISIONS, # To check beside float32; () ends sooner, and the learner sorts slower until `add_precisions`
 )->dict: # The record
-    "Train by a recipe, save the learner, measure it; a finished run of the same recipe is read, not repeated; raises `DataError`"
+    "Train by a recipe, save the learner, measure it; a finished run of the same recipe is read, not repeated; raises `DataError`, `DivergedError`"
     out = Path(out)
     if recipe.threshold_rule not in THRESHOLD_RULES: raise DataError(f'no threshold_rule {recipe.threshold_rule!r}; choose one of {", ".join(THRESHOLD_RULES)}')
     if (out/'record.json').exists(): return _also(_finished(recipe, out), out, also, root)
@@ -356,7 +357,7 @@ def run(
     _clear_unfinished(recipe, out)
     out.mkdir(parents=True, exist_ok=True)
     recipe.save(out/'recipe.json')
-    record = _fit_svm(recipe, df, out) if recipe.arch=='svm' else _fit(recipe, df, out, bar)
+    record = _fit_svm(recipe, df, out) if recipe.arch=='svm' else _fit(recipe, df, out, bar, precisions)
     record['metrics'] = measure(out/'learner', df, out)
     _write_record(record, out) # last: a run with a record is whole
     return _also(record, out, also, root)
@@ -378,7 +379,7 @@ def _also(record, out, also, root):
     return record
 
 # %% ../nbs/11_evaluate.ipynb #951870d1
-def _fit(recipe, df, out, bar):
+def _fit(recipe, df, out, bar, precisions):
     learn,record = train(recipe, df, path=out, bar=bar)
     pictures(learn, out)
     save_learner(learn, out/'learner', record, name=recipe.name, precisions=())
@@ -386,7 +387,7 @@ def _fit(recipe, df, out, bar):
     if recipe.task=='multi_label':
         record['thresholds'] = _choose_thresholds(recipe, df, out)
         record['trust'] = _assured(df, out) # whether a file is right depends on its thresholds, and they on the temperature
-    add_precisions(out/'learner', df) # with the temperature in its graph
+    if precisions: add_precisions(out/'learner', df, precisions) # with the temperature in its graph
     return record
 
 def _assured(df, out):

@@ -15,11 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np, pandas as pd
 from .data import DataError, index_digest, near_pairs, pixel_matrix
-from .train import Recipe, recipe_index, train
 from .trust import fit_thresholds, thresholds_rule
-from .learner import HOME, LearnerError, add_precisions, open_learner, save_learner, set_thresholds
-from .assure import fit_trust
-from .evaluate import compare, evaluate
+from .learner import HOME, LearnerError, add_precisions, open_learner, save_learner, set_thresholds # what trains is imported where it is used: switching learners takes no torch
 
 # %% ../nbs/14b_retrain.ipynb #df7d672a
 class RetrainError(DataError): "The learner can't be trained again like this; the message says what to do"
@@ -212,6 +209,7 @@ class Retraining:
         return '\n'.join([head, *(f'{k}: {o}' for k,o in self.gates.items()), f'{len(self.left)} of people\'s labels were not used'])
 
 def _gates(old, new, base, held, tolerance):
+    from mednist_fastai.evaluate import compare
     g = dict(test=compare(old, new, base, tolerance=tolerance))
     if len(held): g['people'] = compare(old, new, held)
     return g
@@ -233,7 +231,10 @@ def fine_tuned(
     seed:int=0, # Of shuffling and augmentation
     whole:bool=True, # Fit trust and check precisions, as after every training?
 )->dict: # The record
-    "Train a learner on from where it is, and save it; raises `RetrainError`"
+    "Train a learner on from where it is, and save it; raises `RetrainError`, `DivergedError`"
+    from mednist_fastai.assure import fit_trust
+    from mednist_fastai.evaluate import evaluate
+    from mednist_fastai.train import Recipe, train
     if old.info.get('library')=='scikit-learn': raise RetrainError(f'{old.info["name"]} is a scikit-learn pipeline, which can\'t be trained on; train a new one with `run`')
     r = Recipe(**old.info['record']['recipe'])
     r = replace(r, name=f'{r.name.split("+people")[0]}+people', weights='', epochs=epochs, lr=lr, alpha=None, seed=seed, opt='adam', schedule='one_cycle',
@@ -262,7 +263,8 @@ def retrain(
     by:str='', # Who asked for it; kept in the history
     **kwargs # To `retraining_index` and `fine_tuned`: rehearse, weights, epochs, lr, seed
 )->Retraining:
-    "Train the current learner on people's labels, and promote it if it is not worse; raises `RetrainError`"
+    "Train the current learner on people's labels, and promote it if it is not worse; raises `RetrainError`, `DivergedError`"
+    from mednist_fastai.train import Recipe, recipe_index
     home,how = Path(home),{k:kwargs.pop(k) for k in ('rehearse','weights') if k in kwargs}
     with _retraining(home):
         old = open_learner(home)

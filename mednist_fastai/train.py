@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PHANTOMS', 'OUTLIERS', 'OPTIMISERS', 'SVM_OPTIONS', 'Autocast', 'bf16_helps', 'class_weights', 'MaskedBCE',
            'positive_weights', 'finding_scores', 'finding_metrics', 'OutlierExposure', 'timm_learner', 'Recipe',
-           'sources_index', 'recipe_index', 'recipe_dls', 'recipe_learner', 'LossRatioStop', 'WeightAverage',
-           'versions', 'machine', 'start_record', 'train', 'fit_svm']
+           'sources_index', 'recipe_index', 'recipe_dls', 'recipe_learner', 'LossRatioStop', 'DivergedError',
+           'StopDiverged', 'WeightAverage', 'versions', 'machine', 'start_record', 'train', 'fit_svm']
 
 # %% ../nbs/06_train.ipynb #51719b54
 import json, os, platform, re, time
@@ -346,6 +346,15 @@ class LossRatioStop(Callback):
         self.bad = self.bad+1 if self.last > self.ratio else 0
         if self.bad >= self.patience: raise CancelFitException()
 
+# %% ../nbs/06_train.ipynb #faa15ba4
+class DivergedError(DataError): "The training loss is no finite number any more; the message says what to change"
+
+class StopDiverged(Callback):
+    "Raise `DivergedError` at the first batch whose loss is no finite number"
+    def after_batch(self):
+        if self.training and not torch.isfinite(self.loss): raise DivergedError(f'the loss is {self.loss.item()} in batch {self.iter+1} of epoch {self.epoch+1}: training has run away. '
+            f"Use a lower learning rate (`lr`, now {max(h['lr'] for h in self.opt.hypers):.3g}), or with SGD no momentum (`opt='plain_sgd'`)")
+
 # %% ../nbs/06_train.ipynb #d85e6486
 class WeightAverage(Callback):
     "Validate, and end with, an exponential moving average of the weights"
@@ -363,7 +372,7 @@ class WeightAverage(Callback):
 
 # %% ../nbs/06_train.ipynb #8677211e
 def _callbacks(recipe):
-    cbs = [CSVLogger('history.csv', append=False)]
+    cbs = [CSVLogger('history.csv', append=False), StopDiverged()]
     if recipe.stop_ratio: cbs.append(LossRatioStop(recipe.stop_ratio, recipe.stop_ratio_epochs))
     if recipe.ema:
         if recipe.save_best or recipe.stop_after: raise DataError('`ema` keeps an average of the weights; it goes without `save_best` and `stop_after`')
@@ -434,7 +443,7 @@ def train(
     bar:bool=True, # Show fastai's progress bar and table?
     start=None, # Learner folder with the same classes to train on from, its last layer included (`recipe.weights` begins with a new one)
 )->tuple: # (Learner, record)
-    "Train by a recipe; the same recipe on the same machine gives the same figures; raises `DataError`"
+    "Train by a recipe; the same recipe on the same machine gives the same figures; raises `DataError`, `DivergedError`"
     if recipe.arch=='svm': raise DataError('an svm is not a network: `fit_svm` trains it, and `run` does all of it')
     if df is None: df = recipe_index(recipe, root)
     record = start_record(recipe, df)

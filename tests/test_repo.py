@@ -66,6 +66,7 @@ def _loaded(code):
 
 def test_package_import_is_light(): assert _loaded('import mednist_fastai') == []
 def test_cli_import_is_light(): assert _loaded('import mednist_fastai.cli') == []
+def test_switching_learners_takes_no_torch(): assert not {'torch','fastai','timm'} & set(_loaded('from mednist_fastai.retrain import history, promote, rollback'))
 def test_sorting_never_loads_the_training_side(): assert not {'torch','fastai','timm'} & set(_loaded('from mednist_fastai import classify_folder'))
 
 def test_the_sort_command_stays_light(tmp_path):

@@ -71,7 +71,7 @@ def mariadb():
     with box_for(who) as box:
         as_ = [f'--user={who["user"]}'] if who else []
         subprocess.run([install, '--no-defaults', f'--datadir={box/"data"}', '--auth-root-authentication-method=normal', '--skip-test-db', *as_], check=True, capture_output=True, cwd=box)
-        cmd = [server, '--no-defaults', f'--datadir={box/"data"}', f'--port={port}', '--bind-address=127.0.0.1', f'--socket={box/"s"}', f'--pid-file={box/"pid"}', '--innodb-flush-log-at-trx-commit=0', *as_]
+        cmd = [server, '--no-defaults', f'--datadir={box/"data"}', f'--port={port}', '--bind-address=127.0.0.1', f'--socket={box/"s"}', f'--pid-file={box/"pid"}', '--innodb-flush-log-at-trx-commit=0', '--debug-no-sync', *as_]
         with running(cmd, f'mariadb+pymysql://root@127.0.0.1:{port}/mysql', box, {}, signal.SIGTERM) as url: yield url
 
 @pytest.fixture(scope='module', params=ENGINES)

@@ -29,7 +29,7 @@ def test_a_recipe_with_strangers_trains_and_saves_as_any_other(recipe, few, tmp_
     df = recipe_index(recipe)
     none = df[df.label=='']
     assert len(none)==3*18 and set(none.split)=={'train'} and set(none.source)=={'outlier/fields','outlier/devices','outlier/derived'}
-    record = run(recipe, tmp_path/'run', bar=False)
+    record = run(recipe, tmp_path/'run', bar=False, precisions=())
     config = json.loads((tmp_path/'run/learner/config.json').read_text())
     assert len(config['label_names'])==6==config['num_classes']
     assert record['data']['counts']['train']['']==54 and all(m['unreadable']==0 for m in record['metrics'])

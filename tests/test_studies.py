@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mednist_fastai.data import DataNotFoundError, get_index, index_digest, make_split
-from mednist_fastai.learner import open_learner
+from mednist_fastai.learner import PRECISIONS, open_learner
 from mednist_fastai.phantom import make_phantoms
 from mednist_fastai.sort import read_report
 from mednist_fastai.sources import make_findings
@@ -62,9 +62,9 @@ def sort(df, learner, dst, *more):
     assert sorted(Path(p).name for p in report.path)==sorted(p.name for p in (dst/'inbox').iterdir())
     return report
 
-def run_small(recipe, df, out):
+def run_small(recipe, df, out, **kw):
     from mednist_fastai.evaluate import run
-    record = run(recipe, out, df=df, bar=False)
+    record = run(recipe, out, df=df, bar=False, **{'precisions':(), **kw})
     assert [m['split'] for m in record['metrics']] and {m['n'] for m in record['metrics']}<={int(n) for n in df.split.value_counts()}
     assert Recipe(**record['recipe'])==recipe and record['training']['parameters']>0
     return record
@@ -93,26 +93,37 @@ def test_findings(findings, tmp_path):
         for l in called: assert (tmp_path/'box'/'sorted'/l/Path(r.path).name).exists()
 
 def test_endoscopy_grows(colour, tmp_path):
+    "By the recipes but for the network: saving and checking one of this size twice takes minutes"
     small = load('endoscopy-resnet34', size=32)
-    assert small.mode=='RGB' and small.policy=='endoscopy'
-    run_small(small, colour, tmp_path/'small')
-    large = load('endoscopy-resnet34-large', size=48)
+    assert (small.arch, small.mode, small.policy)==('resnet34', 'RGB', 'endoscopy')
+    run_small(replace(small, arch='test_resnet'), colour, tmp_path/'small')
+    large = load('endoscopy-resnet34-large', size=48, arch='test_resnet')
     assert large.weights=='runs/endoscopy-resnet34/learner' # progressive resizing: it starts from the smaller one
-    record = run_small(replace(large, weights=str(tmp_path/'small'/'learner')), colour, tmp_path/'large')
+    record = run_small(replace(large, weights=str(tmp_path/'small'/'learner')), colour, tmp_path/'large', precisions=PRECISIONS)
     test = colour[colour.split=='test']
     report = sort(test, tmp_path/'large'/'learner', tmp_path/'box')
     assert int((report.label.values!=test.label.values).sum())==record['metrics'][0]['errors']
 
-@pytest.mark.parametrize('name', ['xception','resnetv2_50','inception_v3','densenet121'])
-def test_every_backbone_learns_a_batch(findings, name, tmp_path):
+def learns_a_batch(recipe, df, path):
     import torch
-    recipe = load(f'findings-{name}', size=80) # Inception takes no less than 75 pixels
-    learn = recipe_learner(recipe, recipe_dls(recipe, findings), tmp_path)
+    learn = recipe_learner(recipe, recipe_dls(recipe, df), path)
     x,y = learn.dls.one_batch()
     learn.model.train()
     loss = learn.loss_func(learn.model(x), y)
     loss.backward()
-    assert y.shape[1]==len(learn.dls.vocab) and torch.isfinite(loss) and next(learn.model.parameters()).grad.abs().sum()>0
+    assert torch.isfinite(loss) and next(learn.model.parameters()).grad.abs().sum()>0
+    return y,learn.dls.vocab
+
+@pytest.mark.parametrize('name', ['xception','resnetv2_50','inception_v3','densenet121'])
+def test_every_backbone_learns_a_batch(findings, name, tmp_path):
+    y,vocab = learns_a_batch(load(f'findings-{name}', size=80), findings, tmp_path) # Inception takes no less than 75 pixels
+    assert y.shape[1]==len(vocab)
+
+@pytest.mark.parametrize('name', ['resnet34','resnet50'])
+def test_networks_of_endoscopy_learn_a_batch(colour, name, tmp_path):
+    recipe = load(f'endoscopy-{name}', size=32)
+    assert recipe.arch==name
+    learns_a_batch(recipe, colour, tmp_path)
 
 def test_recipes_of_the_three_studies():
     names = {p.stem for p in recipes.glob('*.json')}

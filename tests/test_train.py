@@ -116,14 +116,16 @@ def test_an_interrupted_run_is_finished_by_the_next(recipe, index, tmp_path, mon
     def boom(*a): raise KeyboardInterrupt
     with monkeypatch.context() as c, pytest.raises(KeyboardInterrupt):
         c.setattr(m, 'measure', boom)
-        run(recipe, tmp_path/'run', df=index, bar=False)
+        run(recipe, tmp_path/'run', df=index, bar=False, precisions=())
     assert not (tmp_path/'run/record.json').exists()
-    with pytest.raises(DataError, match='another recipe'): run(_edit(recipe, epochs=1), tmp_path/'run', df=index, bar=False)
+    with pytest.raises(DataError, match='another recipe'): run(_edit(recipe, epochs=1), tmp_path/'run', df=index, bar=False, precisions=())
     assert (tmp_path/'run/learner').exists()
-    rec = run(recipe, tmp_path/'run', df=index, bar=False)
-    assert open_learner(tmp_path/'run/learner').info['metrics'][0]['errors'] == rec['metrics'][0]['errors']
+    rec = run(recipe, tmp_path/'run', df=index, bar=False, precisions=())
+    lf = open_learner(tmp_path/'run/learner')
+    assert set(lf.info['precisions'])<={'float32'} # none was asked for
+    assert lf.info['metrics'][0]['errors'] == rec['metrics'][0]['errors']
     (tmp_path/'theirs').mkdir(); (tmp_path/'run/learner').rename(tmp_path/'theirs/learner')
-    with pytest.raises(DataError, match='not of this run'): run(recipe, tmp_path/'theirs', df=index, bar=False)
+    with pytest.raises(DataError, match='not of this run'): run(recipe, tmp_path/'theirs', df=index, bar=False, precisions=())
     assert open_learner(tmp_path/'theirs/learner').labels
 
 def test_fewer_images_than_a_batch_still_train(index, tmp_path):
@@ -153,7 +155,7 @@ def test_several_findings_train_and_save(index, tmp_path):
 def test_a_network_of_the_literature_trains_by_its_recipe(recipe, index, tmp_path):
     "SGD, a constant rate, class weights, the stop rule; saved and measured like any other"
     r = _edit(recipe, arch='mednet', opt='sgd', schedule='constant', lr=.01, wd=0., bs=30, epochs=3, stop_ratio=1.2, weighted=True, policy='none')
-    rec = run(r, tmp_path/'run', df=index, bar=False)
+    rec = run(r, tmp_path/'run', df=index, bar=False, precisions=())
     assert rec['metrics'][0]['n'] == (index.split=='test').sum()
     assert len({e['train_loss'] for e in rec['training']['epochs']}) == len(rec['training']['epochs'])
     code = 'import sys; from mednist_fastai.infer import Torch; from mednist_fastai.learner import open_learner; print(Torch(open_learner(sys.argv[1]), "cpu").precision)'
