@@ -1443,6 +1443,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mednist_fastai.train._draw': ('train.html#_draw', 'mednist_fastai/train.py'),
                                       'mednist_fastai.train._finding_counts': ('train.html#_finding_counts', 'mednist_fastai/train.py'),
                                       'mednist_fastai.train._fit': ('train.html#_fit', 'mednist_fastai/train.py'),
+                                      'mednist_fastai.train._fit_with': ('train.html#_fit_with', 'mednist_fastai/train.py'),
                                       'mednist_fastai.train._go_on': ('train.html#_go_on', 'mednist_fastai/train.py'),
                                       'mednist_fastai.train._held': ('train.html#_held', 'mednist_fastai/train.py'),
                                       'mednist_fastai.train._images': ('train.html#_images', 'mednist_fastai/train.py'),

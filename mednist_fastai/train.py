@@ -350,10 +350,13 @@ class LossRatioStop(Callback):
 class DivergedError(DataError): "The training loss is no finite number any more; the message says what to change"
 
 class StopDiverged(Callback):
-    "Raise `DivergedError` at the first batch whose loss is no finite number"
+    "End a training at the first batch whose loss is no finite number, and keep in `said` what to change"
+    said = '' # an exception of our own from here would get fastai's lines around it
     def after_batch(self):
-        if self.training and not torch.isfinite(self.loss): raise DivergedError(f'the loss is {self.loss.item()} in batch {self.iter+1} of epoch {self.epoch+1}: training has run away. '
+        if not self.training or torch.isfinite(self.loss): return
+        self.said = (f'the loss is {self.loss.item()} in batch {self.iter+1} of epoch {self.epoch+1}: training has run away. '
             f"Use a lower learning rate (`lr`, now {max(h['lr'] for h in self.opt.hypers):.3g}), or with SGD no momentum (`opt='plain_sgd'`)")
+        raise CancelFitException()
 
 # %% ../nbs/06_train.ipynb #d85e6486
 class WeightAverage(Callback):
@@ -372,7 +375,7 @@ class WeightAverage(Callback):
 
 # %% ../nbs/06_train.ipynb #8677211e
 def _callbacks(recipe):
-    cbs = [CSVLogger('history.csv', append=False), StopDiverged()]
+    cbs = [CSVLogger('history.csv', append=False)]
     if recipe.stop_ratio: cbs.append(LossRatioStop(recipe.stop_ratio, recipe.stop_ratio_epochs))
     if recipe.ema:
         if recipe.save_best or recipe.stop_after: raise DataError('`ema` keeps an average of the weights; it goes without `save_best` and `stop_after`')
@@ -383,7 +386,13 @@ def _callbacks(recipe):
     return cbs
 
 def _fit(recipe, learn):
-    cbs = _callbacks(recipe)
+    stop = StopDiverged()
+    try: _fit_with(recipe, learn, [stop, *_callbacks(recipe)])
+    except FileNotFoundError: # `SaveModelCallback` looks for the best epoch, and there was none
+        if not stop.said: raise
+    if stop.said: raise DivergedError(stop.said)
+
+def _fit_with(recipe, learn, cbs):
     if recipe.schedule=='constant':
         learn.unfreeze()
         return learn.fit(recipe.epochs, recipe.lr, cbs=cbs)

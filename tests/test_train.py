@@ -7,7 +7,7 @@ from mednist_fastai.blocks import UnreadableImagesError, drop_unreadable, index_
 from mednist_fastai.data import DataError, get_index, make_split
 from mednist_fastai.evaluate import evaluate, run
 from mednist_fastai.learner import open_learner, save_learner
-from mednist_fastai.train import OPTIMISERS, Autocast, Recipe, class_weights, timm_learner, train
+from mednist_fastai.train import OPTIMISERS, Autocast, DivergedError, Recipe, class_weights, timm_learner, train
 
 @pytest.fixture(scope='module')
 def index(lab): return make_split(get_index(lab/'phantoms'), 'random', seed=0)
@@ -189,3 +189,14 @@ def test_training_goes_on_from_a_learner_last_layer_included(recipe, index, tmp_
     fewer.attrs = index.attrs
     with pytest.raises(DataError, match='these classes only'): train(recipe, fewer, path=tmp_path, bar=False, start=tmp_path/'first')
     with pytest.raises(DataError, match='this architecture'): train(_edit(recipe, arch='mednet'), index, path=tmp_path, bar=False, start=tmp_path/'first')
+
+@pytest.mark.parametrize('kw', [dict(opt='sgd', schedule='constant'), dict(ema=.9), dict(save_best=True)], ids=str)
+def test_a_training_that_runs_away_says_so(recipe, index, tmp_path, kw):
+    "One line, whatever else hangs on the training; nothing is saved"
+    with pytest.raises(DivergedError, match='^the loss is [^\n]* lower learning rate [^\n]*$'): run(_edit(recipe, lr=1e9, **kw), tmp_path/'run', df=index, bar=False)
+    assert not (tmp_path/'run/learner').exists() and not (tmp_path/'run/record.json').exists()
+
+def test_weights_that_run_away_in_the_second_part_of_fine_tuning(recipe, index, tmp_path):
+    learn,_ = train(_edit(recipe, epochs=1), index, path=tmp_path, bar=False)
+    lf = save_learner(learn, tmp_path/'first', precisions=())
+    with pytest.raises(DivergedError): train(_edit(recipe, epochs=1, weights=str(lf.path), lr=1e9, lr_mult=1.), index, path=tmp_path, bar=False)
