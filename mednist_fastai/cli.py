@@ -165,8 +165,9 @@ def mednist_train(
     _one_of(['ignore','ones','zeros','smooth'], uncertain=uncertain)
     recipe = _recipe(recipe, changes)
     from mednist_fastai.evaluate import run
+    from mednist_fastai.learner import PRECISIONS
     folder = Path(out or Path('runs')/recipe.name)
-    record = run(recipe, folder, root=root, bar=not quiet and sys.stdout.isatty(), also=also, **(dict(precisions=()) if float32 else {}))
+    record = run(recipe, folder, root=root, bar=not quiet and sys.stdout.isatty(), also=also, precisions=() if float32 else PRECISIONS)
     _show_metrics(record)
     for r in record.get('also', {}).get(also, {}).get('rows', []): print(f'{r["source"]}, {r["label"]}: ' + (f'{r["errors"]:,} errors of ' if 'errors' in r else '') + f'{r["n"]:,}')
     print(f'learner saved in {folder/"learner"}')

@@ -62,9 +62,9 @@ def sort(df, learner, dst, *more):
     assert sorted(Path(p).name for p in report.path)==sorted(p.name for p in (dst/'inbox').iterdir())
     return report
 
-def run_small(recipe, df, out, **kw):
+def run_small(recipe, df, out, precisions=()):
     from mednist_fastai.evaluate import run
-    record = run(recipe, out, df=df, bar=False, **{'precisions':(), **kw})
+    record = run(recipe, out, df=df, bar=False, precisions=precisions)
     assert [m['split'] for m in record['metrics']] and {m['n'] for m in record['metrics']}<={int(n) for n in df.split.value_counts()}
     assert Recipe(**record['recipe'])==recipe and record['training']['parameters']>0
     return record
@@ -99,7 +99,7 @@ def test_endoscopy_grows(colour, tmp_path):
     run_small(replace(small, arch='test_resnet'), colour, tmp_path/'small')
     large = load('endoscopy-resnet34-large', size=48, arch='test_resnet')
     assert large.weights=='runs/endoscopy-resnet34/learner' # progressive resizing: it starts from the smaller one
-    record = run_small(replace(large, weights=str(tmp_path/'small'/'learner')), colour, tmp_path/'large', precisions=PRECISIONS)
+    record = run_small(replace(large, weights=str(tmp_path/'small'/'learner')), colour, tmp_path/'large', PRECISIONS)
     test = colour[colour.split=='test']
     report = sort(test, tmp_path/'large'/'learner', tmp_path/'box')
     assert int((report.label.values!=test.label.values).sum())==record['metrics'][0]['errors']
