@@ -1,17 +1,22 @@
 """How fast the networks of study 02 run forward: every finished learner in one process, in turns, on pixels in memory.
 
-    python benchmarks/networks.py                 # the learners of runs/ that the study names
-    python benchmarks/networks.py --only svm small-random-seed0
+    python benchmarks/networks.py                 # of each network of the study, the first finished run in runs/
+    python benchmarks/networks.py --only svm resnet34
 
-Rounds are interleaved, so that a busy machine hits all alike; what counts are the ratios. The record goes to
+Speed does not hang on what was learnt, so any run of a network will do. Rounds are interleaved, so that a busy machine hits all alike; what counts are the ratios. The record goes to
 nbs/experiments/records/02_speed.json (`--out` changes that), and the study reads it there.
 """
 import argparse, json, statistics, time, warnings
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
-NETWORKS = dict(mednet='mednet-random-seed0', mednet_tuned='mednet-tuned-random-seed0', mednet_improved='mednet-improved-random-seed0',
-    svm='svm-random-seed0', test_resnet='small-random-seed0', resnet34='mednist-resnet34', resnet50='mednist-resnet50')
+NETWORKS = ['mednet','mednet_tuned','mednet_improved','svm','test_resnet','resnet34','resnet50']
+
+def finished(runs):
+    "The learner folder of the first finished MedNIST run, by name, of each network as it stands, without options"
+    recipes = {f.parent: json.loads(f.read_text())['recipe'] for f in sorted(runs.glob('*/record.json'), reverse=True)}
+    found = {r['arch']: d/'learner' for d,r in recipes.items() if r['source']=='mednist' and (r['arch']=='svm' or not r['model_kwargs'])}
+    return {k: found[k] for k in NETWORKS if k in found}
 
 def batches_for(forward, x, seconds):
     "How many batches fill about so many seconds; the first two calls are not counted, since they set the graph up"
@@ -47,13 +52,13 @@ def main():
     warnings.filterwarnings('ignore', category=FutureWarning) # of torch, to the authors of packages
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--runs', type=Path, default=root/'runs', help='folder of the run folders')
-    p.add_argument('--only', nargs='*', help='names of networks or runs; all that are finished by default')
+    p.add_argument('--only', nargs='*', help='names of networks; all with a finished run by default')
     p.add_argument('--batch', type=int, default=64); p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--seconds', type=float, default=1., help='of one network in one round')
     p.add_argument('--out', type=Path, default=root/'nbs/experiments/records/02_speed.json')
     args = p.parse_args()
-    folders = {k: args.runs/r/'learner' for k,r in NETWORKS.items() if (args.runs/r/'record.json').exists() and (not args.only or {k,r} & set(args.only))}
-    if not folders: return print(f'no finished run of {", ".join(NETWORKS.values())} in {args.runs.name}/: nothing to measure')
+    folders = {k: f for k,f in finished(args.runs).items() if not args.only or k in args.only}
+    if not folders: return print(f'no finished run of {", ".join(args.only or NETWORKS)} in {args.runs.name}/: nothing to measure')
     rows = measure(folders, args.batch, args.rounds, args.seconds)
     base = rows.get('resnet34', {}).get('images_per_s')
     for r in rows.values(): r['ratio_to_resnet34'] = round(r['images_per_s']/base, 2) if base else None
