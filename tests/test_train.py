@@ -105,6 +105,13 @@ def test_autocast_runs_in_bfloat16_and_cleans_up():
     with pytest.raises(RuntimeError, match='boom'): net(torch.full((1,4), 1e6))
     assert not torch.is_autocast_enabled('cpu')
 
+@pytest.mark.parametrize('size,hooked', [(16,False), (32,True)])
+def test_one_pixel_before_a_stride_is_trained_in_float32(index, monkeypatch, size, hooked):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
+    dls = index_dls(index, size, bs=32)
+    learn = timm_learner(dls.to(torch.device('cpu')), 'test_resnet')
+    assert bool(learn.model._forward_pre_hooks) is hooked
+
 def test_unknown_names_are_refused_before_training(recipe, index, tmp_path):
     for kw in (dict(arch='resnet43'), dict(policy='x-ray')):
         with pytest.raises(ValueError): train(_edit(recipe, **kw), index, path=tmp_path, bar=False)
