@@ -3,8 +3,8 @@
     python benchmarks/networks.py                 # of each network of the study, the first finished run in runs/
     python benchmarks/networks.py --only svm resnet34
 
-Speed does not hang on what was learnt, so any run of a network will do. Rounds are interleaved, so that a busy machine hits all alike; what counts are the ratios. The record goes to
-nbs/experiments/records/02_speed.json (`--out` changes that), and the study reads it there.
+Speed does not hang on what was learnt, so any run of a network will do. Rounds are interleaved, so that a busy machine hits all
+alike; what counts are the ratios. The record goes to nbs/experiments/records/02_speed.json (`--out` changes that), and the study reads it there.
 """
 import argparse, json, statistics, time, warnings
 from pathlib import Path
