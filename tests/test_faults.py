@@ -115,36 +115,51 @@ def wanted(tmp_path_factory, phantom_files, tiny):
 # ---- 1. killed
 
 def wait_for(p, cond, slow=0):
-    "Let the process `p` run until `cond()`; was it still running then?"
-    while not cond():
-        if p.poll() is not None: return False
-        time.sleep(slow)
-    return p.poll() is None
+    "Let the process `p` run until `cond()`, or to its end"
+    while p.poll() is None and not cond(): time.sleep(slow)
 
-def stand_still(p):
-    "Stop the process `p` in its tracks, and wait until all of its threads stand"
-    p.send_signal(signal.SIGSTOP)
+# runs a command of Python, and stops it in its tracks before its n-th link. Whoever polls from outside may come too late: 300 small files are placed within a few time slices
+STANDS = '''import os, runpy, signal, sys
+left = int(sys.argv[1])
+def count(event, args):
+    global left
+    if event=='os.link': left -= 1
+    if event=='os.link' and not left: os.kill(os.getpid(), signal.SIGSTOP)
+sys.addaudithook(count)
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name='__main__')'''
+
+def stand_before(n, command, **kw):
+    "Start the command; it stands still, all of its threads, when it is about to make its `n`-th link, and a link is how a file is placed"
+    p = subprocess.Popen([sys.executable, '-c', STANDS, str(n), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
     assert os.WIFSTOPPED(os.waitpid(p.pid, os.WUNTRACED)[1])
+    return p
 
-def a_moment(box, p, what, rng, seconds, journal):
-    "Wait for a random moment in the life of the process: by the clock, by its journal, by the files it has placed, or after the last one"
-    t,k,b = time.monotonic()+rng.uniform(0, seconds),rng.randrange(1, box.n),rng.randrange(1, journal)
+def kill_before(n, command):
+    p = stand_before(n, command)
+    p.kill()
+    p.communicate()
+    assert p.returncode==-signal.SIGKILL
+
+def at_a_moment(box, what, rng, seconds, journal, *args, **kw):
+    "Start a run, and wait for a random moment in its life: by the clock, by its journal, by the files it has placed (it stands still then), or after the last one"
+    t,k,b = rng.uniform(0, seconds),rng.randrange(1, box.n),rng.randrange(1, journal)
+    if what=='placed': return stand_before(k, box.command(*args), **kw)
+    p,t = box.start(*args, **kw),time.monotonic()+t
     def written():
         try: return (box.dst/sort.STATE/'journal.jsonl').stat().st_size>=b
         except FileNotFoundError: return False
-    if what=='clock': return wait_for(p, lambda: time.monotonic()>=t, .002)
-    if what=='journal': return wait_for(p, written)
-    if what=='placed': return wait_for(p, lambda: count(box.dst)>=k)
-    wait_for(p, lambda: count(box.dst)>=box.n)
-    time.sleep(rng.uniform(0, .08)) # the last line of the journal, the report, the end of the process
-    return p.poll() is None
+    if what=='clock': wait_for(p, lambda: time.monotonic()>=t, .002)
+    if what=='journal': wait_for(p, written)
+    if what=='end':
+        wait_for(p, lambda: count(box.dst)>=box.n)
+        time.sleep(rng.uniform(0, .08)) # the last line of the journal, the report, the end of the process
+    return p
 
-def kill(box, what, rng, how, wanted):
+def kill(*args, **kw):
     "Start a run and kill it at a random moment; did it die of that?"
-    _,seconds,journal = wanted[how]
-    p = box.start(*['--move'][:how=='move'])
-    try: a_moment(box, p, what, rng, seconds, journal)
-    finally: p.kill()
+    p = at_a_moment(*args, **kw)
+    p.kill()
     p.communicate()
     assert p.returncode in (0, -signal.SIGKILL), p.returncode
     return p.returncode!=0
@@ -158,7 +173,7 @@ def test_killed(inbox, wanted, how):
     for i in range(share(4, 25)):
         box = inbox()
         for again in range(1+(FULL and i%5==4)*2): # some are killed three times over
-            died += kill(box, MOMENTS[(i+again)%4], rng, how, wanted)
+            died += kill(box, MOMENTS[(i+again)%4], rng, *wanted[how][1:], *['--move'][:how=='move'])
             box.nothing_lost(how=='move')
         df = box.sort(move=how=='move')
         assert box.outcome()==wanted[how][0] and len(df)==303
@@ -176,7 +191,7 @@ def test_killed_while_moving_to_another_disk(inbox, wanted, other_disk):
     rng,died = random.Random('disk'),0
     for i in range(share(2, 10)):
         box = inbox(other_disk)
-        died += kill(box, ('placed','journal','clock')[i%3], rng, 'move', wanted)
+        died += kill(box, ('placed','journal','clock')[i%3], rng, *wanted['move'][1:], '--move')
         box.nothing_lost(True, twice=64)
         box.sort(move=True)
         assert box.outcome()==wanted['move'][0] and box.nothing_lost(True)==300
@@ -187,11 +202,7 @@ def test_a_damaged_journal_loses_nothing(inbox):
     rng,refused = random.Random(3),0
     for i in range(share(6, 60)):
         box = inbox(n=40)
-        if i%2:
-            p = subprocess.Popen([*map(str, box.command('--move')), '--workers', '1'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            wait_for(p, lambda: count(box.dst)>=8+i%20)
-            p.kill()
-            p.wait()
+        if i%2: kill_before(8+i%20, box.command('--move', '--workers', '1'))
         else: box.sort()
         j = box.dst/sort.STATE/'journal.jsonl'
         b = bytearray(j.read_bytes())
@@ -407,14 +418,13 @@ def becomes(make):
 def test_files_that_change_during_the_run(inbox, how):
     "The process stands still while the files that it has looked at, and not yet placed, are meddled with: those stay where they are and are said to; a second run takes them as they are by then"
     box,ways = inbox(),[grow,shrink,replace,os.unlink,becomes(os.mkdir),becomes(os.mkfifo),becomes(lambda p: os.symlink('/etc/passwd', p))]
-    p = subprocess.Popen([SORT, box.src, box.dst, box.learner, '--quiet', '--batch-size', '400', *['--move'][:how=='move']])
-    assert wait_for(p, lambda: count(box.dst)>=1)
-    stand_still(p)
+    p = stand_before(5, [SORT, box.src, box.dst, box.learner, '--quiet', '--batch-size', '400', *['--move'][:how=='move']])
     here = {v[0] for v in placed(box.dst).values()}
     todo = [k for k,v in sorted(box.before.items()) if v[0] not in here and k.startswith('day') and k[5].isdigit()]
     for i,k in enumerate(todo): ways[i%len(ways)](box.src/k)
     p.send_signal(signal.SIGCONT)
-    assert p.wait()==0 and len(todo)>20
+    err = p.communicate()[1]
+    assert p.returncode==0 and len(todo)>20, err
     df,files = read_report(box.dst).set_index('path'),placed(box.dst)
     assert len(df)==303 and df.index.is_unique and set(df.index)=={str(box.src/o) for o in box.before}
     done = df[df.status=='sorted']
@@ -511,10 +521,7 @@ def test_read_only_disk(inbox, disk, wanted, how):
     with pytest.raises(SortError, match='[Rr]ead-only'): box.sort(move=how=='move')
     d.options('rw')
     assert snapshot(box.src)==box.before and not walk(box.dst)
-    p = box.start(*args)
-    assert wait_for(p, lambda: count(box.dst)>=50)
-    p.kill()
-    p.communicate()
+    kill_before(50, box.command(*args))
     n = box.nothing_lost(how=='move', twice=64)
     d.options('ro')
     p = subprocess.run(box.command(*args), capture_output=True, text=True)
@@ -539,10 +546,8 @@ def test_full_source_disk(inbox, disk, wanted, tmp_path, phantom_files, tiny):
 def test_second_run_refuses(inbox, wanted, how):
     "The first one is stopped in its tracks, so that it certainly has the folder; the second says so and does nothing; the first ends well"
     box,args = inbox(),['--move'][:how=='move']
-    a = box.start(*args)
+    a = stand_before(20, box.command(*args))
     try:
-        assert wait_for(a, lambda: count(box.dst)>=20)
-        stand_still(a)
         before = snapshot(box.src),snapshot(box.dst)
         b = subprocess.run(box.command(*args), capture_output=True, text=True)
         assert b.returncode==1 and 'another run' in b.stderr and 'Traceback' not in b.stderr
@@ -576,10 +581,10 @@ def test_ctrl_c(inbox, wanted, how):
     rng,stopped = random.Random(how),0
     for i in range(share(2, 20)):
         box = inbox()
-        p = box.start(*['--move'][:how=='move'], preexec_fn=interruptible)
-        a_moment(box, p, ('placed','placed','journal','clock')[i%4], rng, *wanted[how][1:])
+        p = at_a_moment(box, ('placed','placed','journal','clock')[i%4], rng, *wanted[how][1:], *['--move'][:how=='move'], preexec_fn=interruptible)
         t = time.monotonic()
         p.send_signal(signal.SIGINT)
+        p.send_signal(signal.SIGCONT)
         if FULL and i%5==4: # an impatient one
             time.sleep(rng.uniform(0, .1))
             p.send_signal(signal.SIGINT)
@@ -624,10 +629,7 @@ def test_one_folder_of_many(tmp_path, tiny, phantom_files, how):
     src.mkdir()
     for i in range(n): (src/f'{i:06}.png').write_bytes(pics[i%48]+b'%d'%i)
     args = [SORT, src, dst, tiny, '--quiet', *['--move'][:how=='move']]
-    p = subprocess.Popen(args)
-    assert wait_for(p, lambda: count(dst)>=n//3, .01)
-    p.kill()
-    p.wait()
+    kill_before(n//3, args)
     df = classify_folder(src, dst, tiny, move=how=='move', progress=False)
     assert len(df)==n and (df.status=='sorted').all() and df.path.tolist()==[str(src/f'{i:06}.png') for i in range(n)]
     assert [os.path.basename(o) for o in df.destination]==[f'{i:06}.png' for i in range(n)] and count(dst)==n
@@ -897,10 +899,7 @@ def test_killed_while_linking(inbox, wanted):
     plain.sort(duplicates='link')
     for i in range(share(2, 12)):
         box = doubled(inbox, 300)
-        p = box.start('--duplicates', 'link')
-        try: died += a_moment(box, p, ('placed','journal','end')[i%3], rng, *wanted['copy'][1:])
-        finally: p.kill()
-        p.communicate()
+        died += kill(box, ('placed','journal','end')[i%3], rng, *wanted['copy'][1:], '--duplicates', 'link')
         assert {v[0] for v in placed(box.dst).values()}<={v[0] for v in box.before.values()} and snapshot(box.src)==box.before
         box.sort(duplicates='link')
         assert box.outcome()==plain.outcome() and ids(box)==ids(plain)
@@ -930,10 +929,7 @@ def test_dry_run(inbox, how):
     before = snapshot(box.dst)
     df = box.sort(move=move, dry_run=True)
     assert snapshot(box.dst)==before and snapshot(box.src)==box.before and not (box.dst/sort.STATE).exists()
-    p = box.start(*['--move'][:move])
-    assert wait_for(p, lambda: count(box.dst)>=30)
-    p.kill()
-    p.communicate()
+    kill_before(30, box.command(*['--move'][:move]))
     before = snapshot(box.src),snapshot(box.dst)
     half = box.sort(move=move, dry_run=True)
     assert (snapshot(box.src),snapshot(box.dst))==before
