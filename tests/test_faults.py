@@ -123,7 +123,7 @@ STANDS = '''import os, runpy, signal, sys
 left = int(sys.argv[1])
 def count(event, args):
     global left
-    if event=='os.link': left -= 1
+    left -= event=='os.link'
     if event=='os.link' and not left: os.kill(os.getpid(), signal.SIGSTOP)
 sys.addaudithook(count)
 sys.argv = sys.argv[2:]
@@ -143,13 +143,13 @@ def kill_before(n, command):
 
 def at_a_moment(box, what, rng, seconds, journal, *args, **kw):
     "Start a run, and wait for a random moment in its life: by the clock, by its journal, by the files it has placed (it stands still then), or after the last one"
-    t,k,b = rng.uniform(0, seconds),rng.randrange(1, box.n),rng.randrange(1, journal)
+    wait,k,b = rng.uniform(0, seconds),rng.randrange(1, box.n),rng.randrange(1, journal)
     if what=='placed': return stand_before(k, box.command(*args), **kw)
-    p,t = box.start(*args, **kw),time.monotonic()+t
+    p,end = box.start(*args, **kw),time.monotonic()+wait
     def written():
         try: return (box.dst/sort.STATE/'journal.jsonl').stat().st_size>=b
         except FileNotFoundError: return False
-    if what=='clock': wait_for(p, lambda: time.monotonic()>=t, .002)
+    if what=='clock': wait_for(p, lambda: time.monotonic()>=end, .002)
     if what=='journal': wait_for(p, written)
     if what=='end':
         wait_for(p, lambda: count(box.dst)>=box.n)
