@@ -19,7 +19,7 @@ save_learner(learn, dst/'tiny', record)
 make_phantoms(dst/'phantoms', n=50, seed=1)
 '''
 
-SLOW = 'test_studies','test_train','test_retrain','test_cli','test_data' # files that take longest, whatever the number of their tests
+SLOW = 'test_studies','test_train','test_retrain','test_cli','test_data','test_store','test_web_browser' # files that take longest, whatever the number of their tests
 
 def pytest_collection_modifyitems(items):
     "The longest files first, so that of two processes neither waits for the other at the end"
